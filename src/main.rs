@@ -1,0 +1,3 @@
+//! Flags, then [`resound::server::Server`]; nothing else.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sockets behind one completion-shaped interface.

@@ -1,0 +1,1 @@
+//! Workers, sessions, applications and the hub.
