@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
-use crate::proto::Limits;
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
+use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 
 /// A WebSocket echo and broadcast server to point tools at.
 ///
@@ -95,6 +95,45 @@ pub struct Config {
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
     pub receive_buffer_bytes: u32,
 
+    /// Whether to agree on compression (permessage-deflate) with clients that offer it. Off, because they
+    /// all do, browsers and most libraries, and whoever measures a server means to measure something else
+    /// than zlib.
+    #[arg(long, value_enum, default_value_t = Switch::Off, value_name = "off|on", hide_possible_values = true, help_heading = "Compression")]
+    pub deflate: Switch,
+
+    /// How hard to compress: 1 is fast, 9 is small. The default, because 6 takes two to four times as long
+    /// to save a third of the octets.
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
+    pub deflate_level: u8,
+
+    /// How much memory a compressor takes for its work: 1 is little, 9 is much. See docs/deflate.md.
+    #[arg(long, value_name = "LEVEL", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
+    pub deflate_memory_level: u8,
+
+    /// The largest window, as a power of two: our own, and that of clients that can be told.
+    #[arg(long, value_name = "BITS", default_value_t = WINDOW_BITS_MAX, value_parser = clap::value_parser!(u8).range(i64::from(WINDOW_BITS_MIN)..=i64::from(WINDOW_BITS_MAX)), help_heading = "Compression")]
+    pub deflate_window_bits: u8,
+
+    /// Let messages refer to earlier ones (context takeover), except in rooms. They get smaller, and each
+    /// connection costs up to 0.5 MiB. By default we compress each message by itself, and tell clients to.
+    #[arg(long, help_heading = "Compression")]
+    pub deflate_takeover: bool,
+
+    /// Send messages with fewer octets as they are: they would hardly become shorter.
+    #[arg(long, value_name = "OCTETS", default_value_t = 64, help_heading = "Compression")]
+    pub deflate_min_octets: u32,
+
+    /// The most octets of compressors and decompressors that the connections of one worker own. When they
+    /// are used up, new connections get no context takeover, and compressed messages that arrive in pieces
+    /// wait to be complete before they are looked at.
+    #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
+    pub deflate_memory_bytes_max: usize,
+
+    /// Compress every echo anew. Without this, a message that its sender compressed by itself is inflated
+    /// and checked, and then goes back in the octets in which it came.
+    #[arg(long, help_heading = "Compression")]
+    pub deflate_recompress: bool,
+
     /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
     pub handshake_timeout_ms: u32,
@@ -125,6 +164,15 @@ pub enum Mode {
     Broadcast,
     /// No WebSocket at all: TCP echo on the same loop, the speed of light for the other modes.
     Raw,
+}
+
+/// Something to have or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Not.
+    Off,
+    /// To have.
+    On,
 }
 
 /// The interface to the kernel.
@@ -185,6 +233,26 @@ impl Config {
             PolicyError::Origin(_) => format!("--allow-origin: {error}"),
             PolicyError::Subprotocol(_) => format!("--subprotocol: {error}"),
         })
+    }
+
+    /// What to agree on about compression, if it is on.
+    pub fn deflate_policy(&self) -> Option<DeflatePolicy> {
+        (self.deflate == Switch::On).then_some(DeflatePolicy {
+            server_no_context_takeover: !self.deflate_takeover,
+            client_no_context_takeover: !self.deflate_takeover,
+            window_bits_max: self.deflate_window_bits,
+        })
+    }
+
+    /// How to compress.
+    pub fn deflate_settings(&self) -> DeflateSettings {
+        DeflateSettings {
+            level: self.deflate_level,
+            memory_level: self.deflate_memory_level,
+            message_len_min: self.deflate_min_octets as usize,
+            memory_bytes_max: self.deflate_memory_bytes_max,
+            recompress: self.deflate_recompress,
+        }
     }
 
     /// The idle timeout, if there is one.

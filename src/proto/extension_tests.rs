@@ -8,11 +8,8 @@ const TAKEOVER: DeflatePolicy = DeflatePolicy {
     client_no_context_takeover: false,
     window_bits_max: 15,
 };
-const NO_TAKEOVER: DeflatePolicy = DeflatePolicy {
-    server_no_context_takeover: true,
-    client_no_context_takeover: true,
-    window_bits_max: 15,
-};
+const NO_TAKEOVER: DeflatePolicy =
+    DeflatePolicy { server_no_context_takeover: true, client_no_context_takeover: true, window_bits_max: 15 };
 
 fn answer(policy: &DeflatePolicy, offers: &str) -> Option<String> {
     policy.answer(extensions(offers.as_bytes()).map(Result::unwrap)).map(|params| params.to_string())
@@ -34,7 +31,8 @@ fn what_is_asked_of_the_server_is_echoed() {
     assert_eq!(plain("; server_no_context_takeover").as_deref(), Some("; server_no_context_takeover"));
     assert_eq!(plain("; server_max_window_bits=10").as_deref(), Some("; server_max_window_bits=10"));
     assert_eq!(
-        plain("; server_max_window_bits=9; server_no_context_takeover; client_no_context_takeover").as_deref(),
+        plain("; server_max_window_bits=9; server_no_context_takeover; client_no_context_takeover")
+            .as_deref(),
         Some("; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=9")
     );
     assert_eq!(plain("; server_max_window_bits=15").as_deref(), Some(""), "15 goes without saying");
@@ -110,10 +108,7 @@ fn unknown_and_repeated_parameters_decline_the_offer() {
 fn the_first_offer_that_can_be_met_wins() {
     let offers = "x-webkit-deflate-frame, permessage-deflate; unknown, \
                   permessage-deflate; server_max_window_bits=12, permessage-deflate";
-    assert_eq!(
-        answer(&TAKEOVER, offers).as_deref(),
-        Some("permessage-deflate; server_max_window_bits=12")
-    );
+    assert_eq!(answer(&TAKEOVER, offers).as_deref(), Some("permessage-deflate; server_max_window_bits=12"));
     assert_eq!(answer(&TAKEOVER, "permessage-bzip2, other"), None);
 }
 
@@ -164,7 +159,9 @@ fn a_client_fails_on_an_answer_that_was_not_offered() {
     let limited = DeflateOffer { client_max_window_bits: Some(None), ..OFFER };
     assert_eq!(fails(limited, "; client_max_window_bits=8"), ClientWindowTooSmall);
     assert_eq!(fails(limited, "; client_max_window_bits"), Malformed);
-    for malformed in ["; server_max_window_bits", "; x", "; server_max_window_bits=16", ", permessage-deflate"] {
+    for malformed in
+        ["; server_max_window_bits", "; x", "; server_max_window_bits=16", ", permessage-deflate"]
+    {
         assert_eq!(fails(limited, malformed), Malformed, "{malformed}");
     }
 }

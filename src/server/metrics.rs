@@ -55,6 +55,10 @@ counters! {
     received_bytes_total,
     /// Messages received.
     messages_total,
+    /// Opening handshakes that agreed on permessage-deflate.
+    deflate_agreed_total,
+    /// Of these, the ones that got no context takeover because of `deflate_memory_bytes_max`.
+    deflate_takeover_refused_total,
     /// Connections failed because the peer broke the protocol or a limit of it.
     protocol_errors_total,
     /// Connections closed because the handshake took too long.

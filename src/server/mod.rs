@@ -87,6 +87,7 @@ impl Shared {
                     ..HandshakeLimits::default()
                 },
                 policy: config.upgrade_policy().map_err(StartError::Config)?,
+                deflate: config.deflate_policy(),
             },
             inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
             directory: Arc::default(),
