@@ -25,7 +25,7 @@ impl Handler for Echo {
     }
 }
 
-fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
+pub(super) fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
     let bit = if key.is_some() { 0x80 } else { 0 };
     let mut octets = vec![first];
     match payload.len() {
@@ -46,11 +46,11 @@ fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
     octets
 }
 
-fn from_client(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn from_client(first: u8, payload: &[u8]) -> Vec<u8> {
     raw_frame(first, payload, Some(KEY))
 }
 
-fn from_server(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn from_server(first: u8, payload: &[u8]) -> Vec<u8> {
     raw_frame(first, payload, None)
 }
 
@@ -84,7 +84,7 @@ fn serve(input: &[u8]) -> (Vec<u8>, Result<(), ProtocolError>) {
     (whole.0, whole.2)
 }
 
-fn close_frame(code: u16) -> Vec<u8> {
+pub(super) fn close_frame(code: u16) -> Vec<u8> {
     from_server(0x88, &code.to_be_bytes())
 }
 
@@ -339,7 +339,7 @@ impl Step {
     }
 }
 
-fn cut_at(cuts: &[prop::sample::Index], len: usize) -> Vec<usize> {
+pub(super) fn cut_at(cuts: &[prop::sample::Index], len: usize) -> Vec<usize> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(len + 1)).collect();
     cuts.sort_unstable();
     cuts

@@ -354,13 +354,14 @@ impl Inflater {
 
     /// The message is complete (RFC 7692 §7.2.2): it must have ended where a block does.
     pub(super) fn finish(&mut self) -> Result<(), ProtocolError> {
-        if self.is_final {
-            return Ok(());
-        }
         // The tail completes the block that the message has left open. With `Block` the decompressor stops
         // there; in the middle of anything else it would read on into the octet that follows.
         let mut octets = [0; TAIL.len() + 1];
         octets[..TAIL.len()].copy_from_slice(&TAIL);
+        if self.is_final {
+            // RFC 7692 §7.2.3.4: the octet that begins another block is missing.
+            return Err(ProtocolError::Compression);
+        }
         match self.step(&octets, &mut [0], InflateFlush::Block)? {
             (read, 0, _) if read == TAIL.len() && !self.is_final => Ok(()),
             _ => Err(ProtocolError::Compression),

@@ -201,7 +201,7 @@ impl Connection {
         }
         self.inflate_whole(opcode, &input.buffer[payload.clone()], limits, codecs)?;
         if self.report_inflated(opcode, codecs, handler) == Reply::Echo {
-            if self.can_return(codecs) {
+            if !payload.is_empty() && self.can_return(codecs) {
                 let header = FrameHeader { rsv1: true, ..FrameHeader::message(opcode, payload.len()) };
                 header.write(&mut input.buffer[frame.clone()]);
                 input.replies.range.end = frame.end;
@@ -409,3 +409,7 @@ impl Input<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "deflate_connection_tests.rs"]
+mod tests;
