@@ -71,8 +71,8 @@ impl Compression {
 
     fn our_window_bits(&self, role: Role) -> u8 {
         match role {
-            Role::Server => self.params.server_max_window_bits,
-            Role::Client => self.params.client_max_window_bits,
+            Role::Server => self.params.server_window_bits(),
+            Role::Client => self.params.client_window_bits(),
         }
     }
 
@@ -82,7 +82,7 @@ impl Compression {
         let params = &self.params;
         params.server_no_context_takeover
             && params.client_no_context_takeover
-            && params.client_max_window_bits <= params.server_max_window_bits
+            && params.client_window_bits() <= params.server_window_bits()
     }
 
     /// The decompressor with the peer's history, if it has one.

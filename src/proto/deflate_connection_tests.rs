@@ -10,8 +10,8 @@ const LIMITS: Limits = Limits { message_size_max: 1 << 20, fragments_max: 64 };
 const NO_TAKEOVER: DeflateParams = DeflateParams {
     server_no_context_takeover: true,
     client_no_context_takeover: true,
-    server_max_window_bits: 15,
-    client_max_window_bits: 15,
+    server_max_window_bits: None,
+    client_max_window_bits: None,
 };
 const TAKEOVER: DeflateParams =
     DeflateParams { server_no_context_takeover: false, client_no_context_takeover: false, ..NO_TAKEOVER };
@@ -161,7 +161,7 @@ fn messages_that_come_uncompressed_are_compressed_where_that_is_worth_it() {
 
 #[test]
 fn an_echo_never_looks_further_back_than_was_agreed() {
-    let params = DeflateParams { server_max_window_bits: 9, ..NO_TAKEOVER };
+    let params = DeflateParams { server_max_window_bits: Some(9), ..NO_TAKEOVER };
     let far: Vec<u8> =
         [&b"a needle that is far away"[..], &[b'.'; 5000], b"a needle that is far away"].concat();
     let input = from_client(0xC2, &deflated(&far));
@@ -386,7 +386,7 @@ fn sent() -> impl Strategy<Value = Sent> {
 }
 
 fn params() -> impl Strategy<Value = DeflateParams> {
-    (any::<bool>(), any::<bool>(), 9u8..=15, 9u8..=15).prop_map(
+    (any::<bool>(), any::<bool>(), prop::option::of(9u8..=15), prop::option::of(9u8..=15)).prop_map(
         |(server, client, server_bits, client_bits)| DeflateParams {
             server_no_context_takeover: server,
             client_no_context_takeover: client,
@@ -405,11 +405,11 @@ proptest! {
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
     ) {
         let settings = DeflateSettings { level, memory_level, message_len_min, recompress, ..settings() };
-        let mut deflater = Deflater::new(&settings, params.client_max_window_bits);
+        let mut deflater = Deflater::new(&settings, params.client_window_bits());
         let (mut input, mut expected) = (Vec::new(), Vec::new());
         for sent in &messages {
             if params.client_no_context_takeover {
-                deflater = Deflater::new(&settings, params.client_max_window_bits);
+                deflater = Deflater::new(&settings, params.client_window_bits());
             }
             let mut payload = Buffer::default();
             if sent.compress {

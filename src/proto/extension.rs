@@ -26,14 +26,25 @@ pub struct DeflateParams {
     pub server_no_context_takeover: bool,
     /// The client compresses each message by itself.
     pub client_no_context_takeover: bool,
-    /// The server's window is at most two to the power of this many octets.
-    pub server_max_window_bits: u8,
-    /// The client's window is at most two to the power of this many octets.
-    pub client_max_window_bits: u8,
+    /// The server's window is at most two to the power of this many octets; `None` is 15, unsaid.
+    pub server_max_window_bits: Option<u8>,
+    /// The client's window is at most two to the power of this many octets; `None` is 15, unsaid.
+    pub client_max_window_bits: Option<u8>,
 }
 
-/// The value of `Sec-WebSocket-Extensions` that says so in a server's answer. A window of 15 goes without
-/// saying.
+impl DeflateParams {
+    /// The size of the server's window, as a power of two.
+    pub fn server_window_bits(&self) -> u8 {
+        self.server_max_window_bits.unwrap_or(WINDOW_BITS_MAX)
+    }
+
+    /// The size of the client's window, as a power of two.
+    pub fn client_window_bits(&self) -> u8 {
+        self.client_max_window_bits.unwrap_or(WINDOW_BITS_MAX)
+    }
+}
+
+/// The value of `Sec-WebSocket-Extensions` that says so in a server's answer.
 impl fmt::Display for DeflateParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(NAME)?;
@@ -43,11 +54,11 @@ impl fmt::Display for DeflateParams {
         if self.client_no_context_takeover {
             f.write_str("; client_no_context_takeover")?;
         }
-        if self.server_max_window_bits < WINDOW_BITS_MAX {
-            write!(f, "; server_max_window_bits={}", self.server_max_window_bits)?;
+        if let Some(bits) = self.server_max_window_bits {
+            write!(f, "; server_max_window_bits={bits}")?;
         }
-        if self.client_max_window_bits < WINDOW_BITS_MAX {
-            write!(f, "; client_max_window_bits={}", self.client_max_window_bits)?;
+        if let Some(bits) = self.client_max_window_bits {
+            write!(f, "; client_max_window_bits={bits}")?;
         }
         Ok(())
     }
@@ -73,16 +84,21 @@ impl DeflatePolicy {
     fn answer_one(&self, offer: &Extension<'_>) -> Option<DeflateParams> {
         let offer = Offered::read(offer)?;
         // A window of 8 is more than we can promise.
-        let server_max_window_bits =
-            offer.server_max_window_bits.unwrap_or(WINDOW_BITS_MAX).min(self.window_bits_max);
-        if server_max_window_bits < WINDOW_BITS_MIN {
+        if offer.server_max_window_bits.is_some_and(|bits| bits < WINDOW_BITS_MIN) {
             return None;
         }
+        // §7.1.2.1: who asks is answered, even if that changes nothing.
+        let limit = (self.window_bits_max < WINDOW_BITS_MAX).then_some(self.window_bits_max);
+        let server_max_window_bits = match offer.server_max_window_bits {
+            Some(bits) => Some(bits.min(self.window_bits_max)),
+            None => limit,
+        };
         // §7.1.2.2: only a client that named the parameter may be held to a window. The value that it named
         // is its own, smaller or equal; ours reads any window.
         let client_max_window_bits = match offer.client_max_window_bits {
-            None => WINDOW_BITS_MAX,
-            Some(hint) => hint.unwrap_or(WINDOW_BITS_MAX).min(self.window_bits_max),
+            None => None,
+            Some(None) => limit,
+            Some(Some(hint)) => Some(hint.min(self.window_bits_max)),
         };
         Some(DeflateParams {
             server_no_context_takeover: self.server_no_context_takeover || offer.server_no_context_takeover,
@@ -159,28 +175,29 @@ impl DeflateOffer {
         if self.server_no_context_takeover && !answer.server_no_context_takeover {
             return Err(DeflateAnswerError::ServerContextTakeover);
         }
-        let server_max_window_bits = answer.server_max_window_bits.unwrap_or(WINDOW_BITS_MAX);
-        if self.server_max_window_bits.is_some_and(|asked| server_max_window_bits > asked) {
+        if let Some(asked) = self.server_max_window_bits
+            && answer.server_max_window_bits.is_none_or(|answered| answered > asked)
+        {
             return Err(DeflateAnswerError::ServerWindow);
         }
         let allowed = match answer.client_max_window_bits {
-            None => WINDOW_BITS_MAX,
+            None => None,
             Some(None) => return Err(DeflateAnswerError::Malformed),
             Some(Some(_)) if self.client_max_window_bits.is_none() => {
                 return Err(DeflateAnswerError::ClientWindowNotOffered);
             }
-            Some(Some(bits)) => bits,
+            Some(Some(bits)) => Some(bits),
         };
-        let client_max_window_bits =
-            allowed.min(self.client_max_window_bits.flatten().unwrap_or(WINDOW_BITS_MAX));
-        if client_max_window_bits < WINDOW_BITS_MIN {
+        let promised = self.client_max_window_bits.flatten();
+        let client_max_window_bits = allowed.into_iter().chain(promised).min();
+        if client_max_window_bits.is_some_and(|bits| bits < WINDOW_BITS_MIN) {
             return Err(DeflateAnswerError::ClientWindowTooSmall);
         }
         Ok(Some(DeflateParams {
             server_no_context_takeover: answer.server_no_context_takeover,
             // Whoever said it would is held to it (§7.1.1.2).
             client_no_context_takeover: answer.client_no_context_takeover || self.client_no_context_takeover,
-            server_max_window_bits,
+            server_max_window_bits: answer.server_max_window_bits,
             client_max_window_bits,
         }))
     }

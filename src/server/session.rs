@@ -272,7 +272,7 @@ fn upgrade(
         Some(params) => {
             context.counters.deflate_agreed_total.add(1);
             accepted.with_extensions(&params.to_string()).write(answers);
-            encoding = Encoding::deflate(params.server_max_window_bits);
+            encoding = Encoding::deflate(params.server_window_bits());
         }
     }
     context.counters.upgraded_total.add(1);
