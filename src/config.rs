@@ -106,16 +106,18 @@ pub struct Config {
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
     pub deflate_level: u8,
 
-    /// How much memory a compressor takes for its work: 1 is little, 9 is much. See docs/deflate.md.
+    /// How much memory the compressors of each worker take for their work: 1 is little, 9 is much.
     #[arg(long, value_name = "LEVEL", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
     pub deflate_memory_level: u8,
 
-    /// The largest window, as a power of two: our own, and that of clients that can be told.
-    #[arg(long, value_name = "BITS", default_value_t = WINDOW_BITS_MAX, value_parser = clap::value_parser!(u8).range(i64::from(WINDOW_BITS_MIN)..=i64::from(WINDOW_BITS_MAX)), help_heading = "Compression")]
-    pub deflate_window_bits: u8,
+    /// The largest window, as a power of two: our own, and that of clients that can be told. Default: 15, and
+    /// with --deflate-takeover 11, because a compressor is told as much of earlier messages each time.
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(i64::from(WINDOW_BITS_MIN)..=i64::from(WINDOW_BITS_MAX)), help_heading = "Compression")]
+    pub deflate_window_bits: Option<u8>,
 
     /// Let messages refer to earlier ones (context takeover), except in rooms. They get smaller, and each
-    /// connection costs up to 0.5 MiB. By default we compress each message by itself, and tell clients to.
+    /// connection keeps two windows' octets: 4 KiB, or 64 KiB with the largest. By default we compress each
+    /// message by itself, and tell clients to.
     #[arg(long, help_heading = "Compression")]
     pub deflate_takeover: bool,
 
@@ -123,8 +125,8 @@ pub struct Config {
     #[arg(long, value_name = "OCTETS", default_value_t = 64, help_heading = "Compression")]
     pub deflate_min_octets: u32,
 
-    /// The most octets of compressors and decompressors that the connections of one worker own. When they
-    /// are used up, new connections get no context takeover, and compressed messages that arrive in pieces
+    /// The most octets that the connections of one worker may own for compression: windows, and 47 KiB for
+    /// every compressed message that is still arriving. When they are used up, new connections get no context takeover, and compressed messages that arrive in pieces
     /// wait to be complete before they are looked at.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
     pub deflate_memory_bytes_max: usize,
@@ -151,6 +153,9 @@ pub struct Config {
     #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
     pub drain_ms: u32,
 }
+
+/// The window's default with context takeover, as a power of two: docs/deflate.md has the times.
+const WINDOW_BITS_TAKEOVER: u8 = 11;
 
 /// The longest timeout: 12 days, so that sums of ticks stay small.
 const MS_MAX: i64 = 1 << 30;
@@ -240,7 +245,11 @@ impl Config {
         (self.deflate == Switch::On).then_some(DeflatePolicy {
             server_no_context_takeover: !self.deflate_takeover,
             client_no_context_takeover: !self.deflate_takeover,
-            window_bits_max: self.deflate_window_bits,
+            window_bits_max: self.deflate_window_bits.unwrap_or(if self.deflate_takeover {
+                WINDOW_BITS_TAKEOVER
+            } else {
+                WINDOW_BITS_MAX
+            }),
         })
     }
 

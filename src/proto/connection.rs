@@ -14,7 +14,9 @@ use std::ops::Range;
 
 use super::frame::{CONTROL_LEN_MAX, HEADER_LEN_MAX};
 use super::utf8::{self, Utf8};
-use super::{CloseCode, Codecs, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close};
+use super::{
+    CloseCode, Codecs, Compressors, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close,
+};
 use crate::mask::{self, MaskingKey};
 use deflate::{Compression, Inflating};
 

@@ -1,10 +1,10 @@
 //! DEFLATE for messages (RFC 7692 §7.2): compressors, decompressors, and what connections share of them.
 //!
 //! The codecs are zlib-rs; docs/deflate.md says why. They are large (a compressor has 0.14 to 0.4 MiB, a
-//! decompressor 47 KiB), so a worker has one set of [`Codecs`] that all its connections without context
-//! takeover use in turn, and a connection owns one only while it must: for its life with context takeover,
-//! and while a message of its peer is unfinished. What connections own is counted against
-//! [`DeflateSettings::memory_bytes_max`], and never beyond it.
+//! decompressor 47 KiB), so all connections of a worker use one set of [`Codecs`] in turn. With context
+//! takeover a connection owns its [`History`], which is no longer than the window, and a codec is told of
+//! it before each message; a decompressor is lent to it while a message of its peer is unfinished. What
+//! connections own is counted against [`DeflateSettings::memory_bytes_max`], and never beyond it.
 //!
 //! Nothing here knows of frames or connections. An inflated message never grows past the limit that it is
 //! given, and text is looked at piece by piece as it comes out.
@@ -58,17 +58,8 @@ impl Default for DeflateSettings {
     }
 }
 
-/// The octets that a compressor takes.
-pub const fn deflater_bytes(window_bits: u8, memory_level: u8) -> usize {
-    const STATE: usize = 6 * 1024;
-    const HASHES: usize = 128 * 1024; // whatever the window and the memory level
-    STATE + HASHES + (4 << window_bits) + (7 << (memory_level + 6))
-}
-
 /// The octets that a decompressor takes, whatever the window.
-pub const fn inflater_bytes() -> usize {
-    47 * 1024
-}
+pub(super) const INFLATER_BYTES: usize = 47 * 1024;
 
 /// What the compressed connections of one thread share. One that nothing was compressed with owns nothing.
 #[derive(Default)]
@@ -109,14 +100,15 @@ impl Codecs {
         Some(Lease { used: self.used.clone(), octets })
     }
 
-    /// A decompressor without history.
-    pub(super) fn take_inflater(&mut self) -> Inflater {
-        self.inflater.take().unwrap_or_default()
+    /// A decompressor for a message that may refer to `history`.
+    pub(super) fn take_inflater(&mut self, history: &[u8]) -> Inflater {
+        let mut inflater = self.inflater.take().unwrap_or_default();
+        inflater.reset(history);
+        inflater
     }
 
     /// Gives a decompressor back, for the next message.
-    pub(super) fn give_inflater(&mut self, mut inflater: Inflater) {
-        inflater.reset(&[]);
+    pub(super) fn give_inflater(&mut self, inflater: Inflater) {
         self.inflater = Some(inflater);
     }
 
@@ -145,7 +137,29 @@ impl Drop for Lease {
     }
 }
 
-/// Compressors without context takeover: one for each size of window, made when it is first used.
+/// The messages that the next one may refer to: as much of their end as the window has room for.
+#[derive(Default)]
+pub(super) struct History(Vec<u8>);
+
+impl History {
+    pub(super) fn octets(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Adds a message that was compressed.
+    pub(super) fn push(&mut self, message: &[u8], window_bits: u8) {
+        let window_len = 1 << window_bits;
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(window_len);
+        }
+        let message = &message[message.len().saturating_sub(window_len)..];
+        let excess = (self.0.len() + message.len()).saturating_sub(window_len);
+        self.0.drain(..excess);
+        self.0.extend_from_slice(message);
+    }
+}
+
+/// Compressors: one for each size of window, made when it is first used.
 #[derive(Default)]
 pub struct Compressors {
     settings: DeflateSettings,
@@ -163,15 +177,21 @@ impl Compressors {
         &self.settings
     }
 
-    /// Compresses one message by itself, and returns whether it was worth it: it is long enough, and
-    /// became shorter.
-    pub(super) fn deflate(&mut self, window_bits: u8, message: &[u8], target: &mut Buffer) -> bool {
+    /// Compresses one message, which may refer to `history`, and returns whether it was worth it: it is long
+    /// enough, and became shorter.
+    pub(super) fn deflate(
+        &mut self,
+        window_bits: u8,
+        history: &[u8],
+        message: &[u8],
+        target: &mut Buffer,
+    ) -> bool {
         if message.len() < self.settings.message_len_min {
             return false;
         }
         let deflater = self.by_window[usize::from(window_bits - WINDOW_BITS_MIN)]
             .get_or_insert_with(|| Deflater::new(&self.settings, window_bits));
-        deflater.reset();
+        deflater.reset(history);
         deflater.deflate(message, target);
         target.message().len() < message.len()
     }
@@ -183,7 +203,7 @@ impl Compressors {
         while let Some((header, header_len)) = FrameHeader::parse(frames).expect("frames of ours") {
             let (frame, rest) = frames.split_at(header_len + header.payload_len as usize);
             frames = rest;
-            if self.deflate(window_bits, &frame[header_len..], &mut deflated) {
+            if self.deflate(window_bits, &[], &frame[header_len..], &mut deflated) {
                 target.extend_from_slice(deflated.frame(header.opcode, true).0);
             } else {
                 target.extend_from_slice(frame);
@@ -245,9 +265,12 @@ impl Deflater {
         }))
     }
 
-    /// Forgets all messages so far.
-    fn reset(&mut self) {
+    /// Begins a new stream that may refer to `history`.
+    fn reset(&mut self, history: &[u8]) {
         self.0.reset();
+        if !history.is_empty() {
+            self.0.set_dictionary(history).expect("a raw stream takes any history");
+        }
     }
 
     /// Compresses the next message into `target` (RFC 7692 §7.2.1).
@@ -316,10 +339,11 @@ impl Inflater {
     }
 
     /// Inflates the next part of a message onto the end of `message`, which may reach `limit` octets in all,
-    /// and shows every new piece to `check`.
+    /// and shows every new piece to `check`. `history` is what the message may refer to.
     pub(super) fn inflate(
         &mut self,
         mut part: &[u8],
+        history: &[u8],
         message: &mut Inflated,
         limit: u64,
         mut check: impl FnMut(&[u8]) -> Result<(), ProtocolError>,
@@ -329,10 +353,8 @@ impl Inflater {
                 if part.is_empty() {
                     return Ok(());
                 }
-                // RFC 7692 §7.2.3.4. What an earlier message said is out of reach from here on: a
-                // compressor that ends its stream forgets it, too.
-                let message = message.0.message();
-                self.reset(&message[message.len().saturating_sub(WINDOW_LEN_MAX)..]);
+                // RFC 7692 §7.2.3.4: the window goes on.
+                self.reset_after(history, message.0.message());
             }
             // One octet more than is allowed tells that there is more than is allowed.
             let left = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(message.len());
@@ -349,6 +371,18 @@ impl Inflater {
                 return Ok(());
             }
             debug_assert!(read + written > 0, "there is input and room for output");
+        }
+    }
+
+    /// Begins a new stream that may refer to `history` and to `message`, which followed it.
+    #[cold]
+    fn reset_after(&mut self, history: &[u8], message: &[u8]) {
+        let message = &message[message.len().saturating_sub(WINDOW_LEN_MAX)..];
+        let history = &history[history.len().saturating_sub(WINDOW_LEN_MAX - message.len())..];
+        if history.is_empty() {
+            self.reset(message);
+        } else {
+            self.reset(&[history, message].concat());
         }
     }
 

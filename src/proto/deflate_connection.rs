@@ -1,15 +1,15 @@
 //! The part of a [`Connection`] that speaks permessage-deflate (RFC 7692 §6, §7.2).
 //!
 //! A compressed message that arrived whole is inflated from the receive buffer into the shared codecs'; one
-//! that arrives in pieces is inflated piece by piece, so that bad text and bombs end it at once. An echo of
-//! a message that its sender compressed by itself is the octets that came: they were just proved to be what
-//! any peer must be able to read, and nothing is compressed. Start at
+//! that arrives in pieces is inflated piece by piece, so that bad text and bombs end it at once. An echo is
+//! the octets that came wherever they mean the same in our direction: they were just proved to be what any
+//! peer must be able to read, and nothing is compressed. Start at
 //! [`Connection::whole_message_with_deflate`] and [`Connection::read_deflated`].
 
 use std::fmt;
 
-use super::super::deflate::{Buffer, Deflater, Inflated, Inflater, Lease};
-use super::super::{Compressors, DeflateParams, deflater_bytes, inflater_bytes};
+use super::super::deflate::{Buffer, History, INFLATER_BYTES, Inflated, Inflater, Lease};
+use super::super::{DeflateParams, WINDOW_BITS_MIN};
 use super::*;
 
 /// A compressed message that waits to be inflated, or to go back as it came, is kept while it is no longer
@@ -24,17 +24,20 @@ pub(super) struct Compression {
     takeover: Option<Box<Takeover>>,
 }
 
-/// Codecs that remember earlier messages. Each is made for the first message that needs it.
+/// What messages may refer to, in both directions. Empty without context takeover in that direction.
 struct Takeover {
-    deflater: Option<Deflater>,
-    inflater: Option<Inflater>,
-    /// For both of them, whether made or not.
+    received: History,
+    sent: History,
+    /// Every compressed message went back as it came, and nothing else was sent compressed: to both ends,
+    /// one history is as good as the other.
+    is_in_step: bool,
+    /// For both histories at their longest.
     _lease: Lease,
 }
 
 impl fmt::Debug for Takeover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Takeover").finish_non_exhaustive()
+        f.debug_struct("Takeover").field("is_in_step", &self.is_in_step).finish_non_exhaustive()
     }
 }
 
@@ -42,8 +45,9 @@ impl fmt::Debug for Takeover {
 pub(super) struct Inflating {
     /// As much of it as is there.
     message: Inflated,
-    /// Without context takeover: the decompressor, until the message is complete.
-    lent: Option<(Inflater, Lease)>,
+    /// Until the message is complete.
+    inflater: Inflater,
+    _lease: Lease,
     /// The compressed octets are kept, too, because they can be the reply.
     keeps_octets: bool,
 }
@@ -55,18 +59,23 @@ impl fmt::Debug for Inflating {
 }
 
 impl Compression {
-    fn our_takeover(&self, role: Role) -> bool {
+    /// The size of the window that our messages share, as a power of two, if they share one.
+    fn our_takeover(&self, role: Role) -> Option<u8> {
         match role {
-            Role::Server => !self.params.server_no_context_takeover,
-            Role::Client => !self.params.client_no_context_takeover,
+            Role::Server => (!self.params.server_no_context_takeover).then(|| self.our_window_bits(role)),
+            Role::Client => (!self.params.client_no_context_takeover).then(|| self.our_window_bits(role)),
         }
     }
 
-    fn peer_takeover(&self, role: Role) -> bool {
+    /// The size of the window that the peer's messages share, as a power of two, if they share one.
+    fn peer_takeover(&self, role: Role) -> Option<u8> {
+        let DeflateParams { server_no_context_takeover, client_no_context_takeover, .. } = self.params;
         match role {
-            Role::Server => !self.params.client_no_context_takeover,
-            Role::Client => !self.params.server_no_context_takeover,
+            Role::Server => (!client_no_context_takeover).then(|| self.params.client_window_bits()),
+            Role::Client => (!server_no_context_takeover).then(|| self.params.server_window_bits()),
         }
+        // Whoever agrees to 8 may be a zlib that uses 9.
+        .map(|bits| bits.max(WINDOW_BITS_MIN))
     }
 
     fn our_window_bits(&self, role: Role) -> u8 {
@@ -76,23 +85,43 @@ impl Compression {
         }
     }
 
-    /// Whether the octets of a compressed message can be echoed: it refers to no other message, looks no
-    /// further back than we may, and our own compressor has no history that it would be missing in.
+    /// Whether the octets of the client's next compressed message can be echoed: they look no further back
+    /// than we may, and what they refer to is what our own would.
     fn can_return(&self) -> bool {
         let params = &self.params;
-        params.server_no_context_takeover
-            && params.client_no_context_takeover
-            && params.client_window_bits() <= params.server_window_bits()
+        let is_self_contained = params.client_no_context_takeover;
+        let is_in_step = !params.server_no_context_takeover
+            && self.takeover.as_ref().is_some_and(|takeover| takeover.is_in_step);
+        params.client_window_bits() <= params.server_window_bits() && (is_self_contained || is_in_step)
     }
 
-    /// The decompressor with the peer's history, if it has one.
-    fn inflater(&mut self, role: Role) -> Option<&mut Inflater> {
-        let has_history = self.peer_takeover(role);
-        let takeover = self.takeover.as_deref_mut().filter(|_| has_history)?;
-        Some(takeover.inflater.get_or_insert_default())
+    /// What the peer's next message may refer to.
+    fn received(&self) -> &[u8] {
+        self.takeover.as_ref().map_or(&[], |takeover| takeover.received.octets())
     }
 
-    /// Compresses a message of ours into `codecs.deflated`, and returns whether it is to be sent so.
+    /// Remembers a message that was received compressed.
+    fn push_received(&mut self, message: &[u8], role: Role) {
+        if let (Some(bits), Some(takeover)) = (self.peer_takeover(role), &mut self.takeover) {
+            takeover.received.push(message, bits);
+        }
+    }
+
+    /// Remembers a message that was sent compressed.
+    fn push_sent(&mut self, message: &[u8], role: Role) {
+        if let (Some(bits), Some(takeover)) = (self.our_takeover(role), &mut self.takeover) {
+            takeover.sent.push(message, bits);
+        }
+    }
+
+    /// From now on the histories differ.
+    fn lose_step(&mut self) {
+        if let Some(takeover) = &mut self.takeover {
+            takeover.is_in_step = false;
+        }
+    }
+
+    /// Compresses a message of ours into `deflated`, and returns whether it is to be sent so; then it must be.
     fn deflate(
         &mut self,
         role: Role,
@@ -100,19 +129,13 @@ impl Compression {
         compressors: &mut Compressors,
         deflated: &mut Buffer,
     ) -> bool {
-        let window_bits = self.our_window_bits(role);
-        if !self.our_takeover(role) {
-            return compressors.deflate(window_bits, message, deflated);
+        let history = self.takeover.as_ref().map_or(&[][..], |takeover| takeover.sent.octets());
+        let is_worth_it = compressors.deflate(self.our_window_bits(role), history, message, deflated);
+        if is_worth_it {
+            self.push_sent(message, role);
+            self.lose_step();
         }
-        let settings = compressors.settings();
-        if message.len() < settings.message_len_min {
-            return false;
-        }
-        let takeover = self.takeover.as_deref_mut().expect("context takeover was agreed on");
-        let deflater = takeover.deflater.get_or_insert_with(|| Deflater::new(settings, window_bits));
-        // The history has the message in it now, so it must be sent like this however long it came out.
-        deflater.deflate(message, deflated);
-        true
+        is_worth_it
     }
 }
 
@@ -124,17 +147,16 @@ impl Connection {
     #[must_use]
     pub fn agree_on_deflate(&mut self, params: DeflateParams, codecs: &Codecs) -> bool {
         let mut compression = Box::new(Compression { params, takeover: None });
-        let mut octets = 0;
-        if compression.our_takeover(self.role) {
-            let window_bits = compression.our_window_bits(self.role);
-            octets += deflater_bytes(window_bits, codecs.settings().memory_level);
-        }
-        if compression.peer_takeover(self.role) {
-            octets += inflater_bytes();
-        }
+        let windows = [compression.our_takeover(self.role), compression.peer_takeover(self.role)];
+        let octets: usize = windows.into_iter().flatten().map(|bits| 1 << bits).sum();
         if octets > 0 {
             let Some(lease) = codecs.lease(octets) else { return false };
-            compression.takeover = Some(Box::new(Takeover { deflater: None, inflater: None, _lease: lease }));
+            compression.takeover = Some(Box::new(Takeover {
+                received: History::default(),
+                sent: History::default(),
+                is_in_step: true,
+                _lease: lease,
+            }));
         }
         self.compression = Some(compression);
         true
@@ -200,14 +222,18 @@ impl Connection {
             return Ok(());
         }
         self.inflate_whole(opcode, &input.buffer[payload.clone()], limits, codecs)?;
+        let can_return = self.end_inflated(payload.len(), codecs);
         if self.report_inflated(opcode, codecs, handler) == Reply::Echo {
-            if !payload.is_empty() && self.can_return(codecs) {
+            if can_return {
+                self.push_returned(codecs);
                 let header = FrameHeader { rsv1: true, ..FrameHeader::message(opcode, payload.len()) };
                 header.write(&mut input.buffer[frame.clone()]);
                 input.replies.range.end = frame.end;
             } else {
                 self.reply_inflated(opcode, codecs, input);
             }
+        } else {
+            self.lose_step();
         }
         codecs.trim();
         Ok(())
@@ -229,27 +255,19 @@ impl Connection {
         mask::unmask_in_place(piece, self.masking_key);
         let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
         let keeps_octets = compression.can_return() && !codecs.settings().recompress;
-        let mut inflater = compression.inflater(self.role);
         let partial = self.partial.get_or_insert_with(Partial::new);
         let is_first = partial.message.is_empty() && partial.inflating.is_none();
-        if is_first {
-            let lent = match inflater {
-                Some(_) => None,
-                None => codecs.lease(inflater_bytes()).map(|lease| (codecs.take_inflater(), lease)),
-            };
-            if inflater.is_some() || lent.is_some() {
-                let message = Inflated::default();
-                partial.inflating = Some(Box::new(Inflating { message, lent, keeps_octets }));
-            }
+        if is_first && let Some(lease) = codecs.lease(INFLATER_BYTES) {
+            let inflater = codecs.take_inflater(compression.received());
+            let message = Inflated::default();
+            partial.inflating = Some(Box::new(Inflating { message, inflater, _lease: lease, keeps_octets }));
         }
         let message_size_max = limits.message_size_max;
         let octets_len = partial.message.len() + len;
         match partial.inflating.as_deref_mut() {
-            Some(Inflating { message, lent, keeps_octets }) => {
-                let inflater = inflater.take().or(lent.as_mut().map(|(inflater, _)| inflater));
-                let inflater = inflater.expect("it is the connection's, or lent to it");
+            Some(Inflating { message, inflater, keeps_octets, .. }) => {
                 let is_text = self.message == Some(Opcode::Text);
-                inflater.inflate(piece, message, message_size_max, |text| {
+                inflater.inflate(piece, compression.received(), message, message_size_max, |text| {
                     if is_text { self.utf8.push(text, false) } else { Ok(()) }
                 })?;
                 *keeps_octets &= octets_len <= message.len() + DEFLATED_EXCESS_MAX;
@@ -289,15 +307,10 @@ impl Connection {
             partial.map_or_else(Default::default, |partial| (partial.message, partial.inflating));
         match inflating {
             Some(inflating) => {
-                codecs.inflated = inflating.message;
-                let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
-                match inflating.lent {
-                    Some((mut inflater, _lease)) => {
-                        inflater.finish()?;
-                        codecs.give_inflater(inflater);
-                    }
-                    None => compression.inflater(self.role).expect("it is the connection's").finish()?,
-                }
+                let Inflating { message, mut inflater, .. } = *inflating;
+                codecs.inflated = message;
+                inflater.finish()?;
+                codecs.give_inflater(inflater);
             }
             None => {
                 let deflated = octets.get(HEADROOM..).unwrap_or_default();
@@ -305,8 +318,10 @@ impl Connection {
             }
         }
         self.utf8.finish()?;
+        let can_return = self.end_inflated(octets.len().saturating_sub(HEADROOM), codecs);
         if self.report_inflated(opcode, codecs, handler) == Reply::Echo {
-            if !octets.is_empty() && self.can_return(codecs) {
+            if can_return {
+                self.push_returned(codecs);
                 let header = FrameHeader::message(opcode, octets.len() - HEADROOM);
                 let start = HEADROOM - header.encoded_len();
                 FrameHeader { rsv1: true, ..header }.write(&mut octets[start..]);
@@ -314,6 +329,8 @@ impl Connection {
             } else {
                 self.reply_inflated(opcode, codecs, input);
             }
+        } else {
+            self.lose_step();
         }
         codecs.trim();
         Ok(())
@@ -332,24 +349,40 @@ impl Connection {
             // Not even an empty block (RFC 7692 §7.2.3.6), but there is no doubt about what it says.
             return Ok(());
         }
-        let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
+        let history = self.compression.as_ref().expect("RSV1 was agreed on").received();
+        let mut inflater = codecs.take_inflater(history);
         let mut utf8 = self.utf8;
-        let mut inflate = |inflater: &mut Inflater, inflated: &mut Inflated| {
-            inflater.inflate(deflated, inflated, limits.message_size_max, |text| {
+        let result =
+            inflater.inflate(deflated, history, &mut codecs.inflated, limits.message_size_max, |text| {
                 if opcode == Opcode::Text { utf8.push(text, false) } else { Ok(()) }
-            })?;
-            inflater.finish()?;
-            utf8.finish()
-        };
-        match compression.inflater(self.role) {
-            Some(inflater) => inflate(inflater, &mut codecs.inflated),
-            None => {
-                let mut inflater = codecs.take_inflater();
-                let result = inflate(&mut inflater, &mut codecs.inflated);
-                codecs.give_inflater(inflater);
-                result
-            }
-        }
+            });
+        let result = result.and_then(|()| inflater.finish());
+        codecs.give_inflater(inflater);
+        result.and_then(|()| utf8.finish())
+    }
+
+    /// The message in `codecs.inflated` is whole. Returns whether it can go back in the `len` octets in which
+    /// it came.
+    fn end_inflated(&mut self, len: usize, codecs: &Codecs) -> bool {
+        let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
+        let settings = codecs.settings();
+        let can_return = len > 0
+            && !settings.recompress
+            && codecs.inflated.len() >= settings.message_len_min
+            && compression.can_return();
+        compression.push_received(codecs.inflated.0.message(), self.role);
+        can_return
+    }
+
+    /// The message in `codecs.inflated` goes back as it came.
+    fn push_returned(&mut self, codecs: &Codecs) {
+        let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
+        compression.push_sent(codecs.inflated.0.message(), self.role);
+    }
+
+    fn lose_step(&mut self) {
+        let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
+        compression.lose_step();
     }
 
     /// Tells the handler the message in `codecs.inflated`.
@@ -363,18 +396,11 @@ impl Connection {
         reply
     }
 
-    /// Whether the message in `codecs.inflated` can go back as it came.
-    fn can_return(&self, codecs: &Codecs) -> bool {
-        let settings = codecs.settings();
-        !settings.recompress
-            && codecs.inflated.len() >= settings.message_len_min
-            && self.compression.as_ref().is_some_and(|compression| compression.can_return())
-    }
-
     /// Replies with the message in `codecs.inflated`.
     fn reply_inflated(&mut self, opcode: Opcode, codecs: &mut Codecs, input: &mut Input<'_>) {
         let Codecs { compressors, inflated, deflated, .. } = codecs;
         let compression = self.compression.as_deref_mut().expect("RSV1 was agreed on");
+        compression.lose_step();
         let frame = if compression.deflate(self.role, inflated.0.message(), compressors, deflated) {
             deflated.frame(opcode, true).0
         } else {

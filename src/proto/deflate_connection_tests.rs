@@ -2,6 +2,7 @@
 //! parameters change what is echoed.
 
 use super::super::super::DeflateSettings;
+use super::super::super::deflate::Deflater;
 use super::super::tests::{close_frame, cut_at, from_client, from_server, raw_frame};
 use super::*;
 use proptest::prelude::*;
@@ -89,7 +90,7 @@ fn replies(mut sent: &[u8], params: DeflateParams) -> Vec<(Opcode, Vec<u8>)> {
                 inflater = Inflater::default();
             }
             let mut inflated = Inflated::default();
-            inflater.inflate(payload, &mut inflated, u64::MAX, |_| Ok(())).unwrap();
+            inflater.inflate(payload, &[], &mut inflated, u64::MAX, |_| Ok(())).unwrap();
             inflater.finish().unwrap();
             message = inflated.0.message().to_vec();
         }
@@ -133,9 +134,38 @@ fn with_context_takeover_the_second_hello_refers_to_the_first() {
     let (sent, messages, result) = serve(TAKEOVER, &input);
     assert_eq!((messages.len(), result), (2, Ok(())));
     assert_eq!(messages[0], messages[1]);
-    assert!(sent.len() < 2 * (HELLO.len() + 2), "our replies refer, too");
+    assert_eq!(
+        sent,
+        [from_server(0xC1, &HELLO), from_server(0xC1, &second)].concat(),
+        "our replies refer, too"
+    );
     let (_, _, result) = serve(NO_TAKEOVER, &input);
     assert_eq!(result, Err(ProtocolError::Compression));
+}
+
+#[test]
+fn with_context_takeover_echoes_are_compressed_anew_once_the_histories_differ() {
+    let long = b"a message that was sent once before, ".repeat(3);
+    let settings = settings();
+    let mut client = Deflater::new(&settings, 15);
+    let mut compress = |message: &[u8]| {
+        let mut target = Buffer::default();
+        client.deflate(message, &mut target);
+        target.message().to_vec()
+    };
+    // Ours refers to what went out compressed and never came so; theirs knows nothing of that.
+    let plain = from_client(0x81, &long);
+    let first = from_client(0xC1, &compress(&long));
+    let again = from_client(0xC1, &compress(&long));
+    let (sent, messages, result) = serve(TAKEOVER, &[plain, first.clone(), again].concat());
+    assert_eq!((messages.len(), result), (3, Ok(())));
+    assert_eq!(replies(&sent, TAKEOVER), messages);
+    let (_, first_len) = FrameHeader::parse(&sent).unwrap().unwrap();
+    let second = first_len + usize::from(sent[1]);
+    assert!(
+        usize::from(sent[second + 1]) < first.len() / 2,
+        "the first echo of theirs refers to the one before"
+    );
 }
 
 #[test]
@@ -294,7 +324,7 @@ fn without_context_takeover_a_connection_owns_nothing_between_messages() {
     run(&mut connection, &mut codecs, &input, &[]).2.unwrap();
     assert_eq!(codecs.memory_bytes(), 0);
     run(&mut connection, &mut codecs, &input[..9], &[]).2.unwrap();
-    assert_eq!(codecs.memory_bytes(), inflater_bytes(), "a decompressor while the message is unfinished");
+    assert_eq!(codecs.memory_bytes(), INFLATER_BYTES, "a decompressor while the message is unfinished");
     run(&mut connection, &mut codecs, &input[9..], &[]).2.unwrap();
     assert_eq!(codecs.memory_bytes(), 0);
     assert!(connection.partial.is_none() && size_of::<Compression>() <= 16);
@@ -302,7 +332,7 @@ fn without_context_takeover_a_connection_owns_nothing_between_messages() {
 
 #[test]
 fn where_memory_is_used_up_there_is_no_context_takeover() {
-    let bytes = deflater_bytes(15, 8) + inflater_bytes();
+    let bytes = 2 * (32 << 10);
     let mut codecs = Codecs::new(DeflateSettings { memory_bytes_max: 2 * bytes, ..settings() });
     let first = server(TAKEOVER, &codecs);
     let mut second = server(TAKEOVER, &codecs);

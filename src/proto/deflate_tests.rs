@@ -23,7 +23,7 @@ fn inflated_in(
 ) -> Result<Vec<u8>, ProtocolError> {
     let (mut message, mut seen, mut start) = (Inflated::default(), Vec::new(), 0);
     for &end in cuts.iter().chain([&deflated.len()]) {
-        inflater.inflate(&deflated[start..end], &mut message, limit, |piece| {
+        inflater.inflate(&deflated[start..end], &[], &mut message, limit, |piece| {
             seen.extend_from_slice(piece);
             Ok(())
         })?;
@@ -104,6 +104,15 @@ fn blocks_may_follow_one_with_bfinal_set_and_refer_to_it() {
     raw.compress(b"one two three ", &mut second, DeflateFlush::SyncFlush).unwrap();
     second.truncate(raw.total_out() as usize - 4);
     assert!(second.len() < 10, "it is a reference");
+    // Also into a message before.
+    let mut message = Inflated::default();
+    let mut inflater = Inflater::default();
+    inflater.reset(b"one two three ");
+    let empty_and_final = [0x03, 0x00];
+    for part in [&empty_and_final[..], &second] {
+        inflater.inflate(part, b"one two three ", &mut message, 14, |_| Ok(())).unwrap();
+    }
+    assert_eq!((message.0.message(), inflater.finish()), (&b"one two three "[..], Ok(())));
     let message = [&first[..], &second].concat();
     for cut in 0..=message.len() {
         let twice = inflated_in(&mut Inflater::default(), &message, &[cut], 28).unwrap();
@@ -156,7 +165,7 @@ fn a_bomb_takes_no_more_memory_than_the_limit() {
     let bomb = bomb(64 << 20);
     assert!(bomb.len() < 70_000);
     let (mut message, mut seen) = (Inflated::default(), 0);
-    let result = Inflater::default().inflate(&bomb, &mut message, 1 << 20, |piece| {
+    let result = Inflater::default().inflate(&bomb, &[], &mut message, 1 << 20, |piece| {
         seen += piece.len();
         Ok(())
     });
@@ -167,12 +176,24 @@ fn a_bomb_takes_no_more_memory_than_the_limit() {
 #[test]
 fn the_check_ends_a_message_before_the_rest_of_it_is_inflated() {
     let (mut message, mut calls) = (Inflated::default(), 0);
-    let result = Inflater::default().inflate(&bomb(16 << 20), &mut message, u64::MAX, |_| {
+    let result = Inflater::default().inflate(&bomb(16 << 20), &[], &mut message, u64::MAX, |_| {
         calls += 1;
         Err(ProtocolError::InvalidUtf8)
     });
     assert_eq!((result, calls), (Err(ProtocolError::InvalidUtf8), 1));
     assert!(message.0.octets.len() <= GROW_LEN_MIN + HEADER_LEN_MAX);
+}
+
+#[test]
+fn a_history_is_the_end_of_what_was_said() {
+    let (mut history, mut all) = (History::default(), Vec::new());
+    for len in [0, 1, 300, 211, 1, 512, 100, 5000, 0, 7] {
+        let message: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
+        history.push(&message, 9);
+        all.extend_from_slice(&message);
+        assert_eq!(history.octets(), &all[all.len().saturating_sub(512)..]);
+        assert!(history.0.capacity() <= 512);
+    }
 }
 
 #[test]
@@ -191,9 +212,9 @@ fn leases_add_up_to_the_limit_and_end_when_dropped() {
 fn long_messages_leave_no_memory_behind() {
     let mut codecs = Codecs::new(SETTINGS);
     let message = vec![7; 3 << 20];
-    assert!(codecs.compressors.deflate(15, &message, &mut codecs.deflated));
-    let mut inflater = codecs.take_inflater();
-    inflater.inflate(codecs.deflated.message(), &mut codecs.inflated, u64::MAX, |_| Ok(())).unwrap();
+    assert!(codecs.compressors.deflate(15, &[], &message, &mut codecs.deflated));
+    let mut inflater = codecs.take_inflater(&[]);
+    inflater.inflate(codecs.deflated.message(), &[], &mut codecs.inflated, u64::MAX, |_| Ok(())).unwrap();
     assert!(codecs.inflated.0.octets.capacity() >= message.len());
     codecs.trim();
     assert!(codecs.inflated.0.octets.capacity() <= BUFFER_KEPT_MAX);
@@ -203,8 +224,8 @@ fn long_messages_leave_no_memory_behind() {
 fn what_does_not_become_shorter_goes_out_as_it_is() {
     let mut compressors = Compressors::new(DeflateSettings { message_len_min: 10, ..SETTINGS });
     let mut target = Buffer::default();
-    assert!(!compressors.deflate(15, b"aaaaaaaaa", &mut target), "too short");
-    assert!(compressors.deflate(15, &[b'a'; 10], &mut target));
+    assert!(!compressors.deflate(15, &[], b"aaaaaaaaa", &mut target), "too short");
+    assert!(compressors.deflate(15, &[], &[b'a'; 10], &mut target));
     let mut state = 1u32;
     let noise: Vec<u8> = (0..1000)
         .map(|_| {
@@ -214,7 +235,7 @@ fn what_does_not_become_shorter_goes_out_as_it_is() {
             state as u8
         })
         .collect();
-    assert!(!compressors.deflate(15, &noise, &mut target));
+    assert!(!compressors.deflate(15, &[], &noise, &mut target));
 }
 
 #[test]
@@ -278,7 +299,7 @@ proptest! {
         let (mut all, mut all_deflated) = (Vec::new(), Vec::new());
         for message in &messages {
             if !takeover {
-                deflater.reset();
+                deflater.reset(&[]);
                 inflater.reset(&[]);
             }
             let deflated = deflated(&mut deflater, message);

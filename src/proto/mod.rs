@@ -14,7 +14,7 @@ mod utf8;
 
 pub use close::CloseCode;
 pub use connection::{Connection, Limits, Owned, Replies, Role, State};
-pub use deflate::{Codecs, Compressors, DeflateSettings, deflater_bytes, inflater_bytes};
+pub use deflate::{Codecs, Compressors, DeflateSettings};
 pub use error::ProtocolError;
 pub use extension::{
     DeflateAnswerError, DeflateOffer, DeflateParams, DeflatePolicy, WINDOW_BITS_MAX, WINDOW_BITS_MIN,
