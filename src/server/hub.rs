@@ -327,3 +327,61 @@ impl Directory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{DeflateSettings, FrameHeader, Opcode};
+
+    fn batch(message: &[u8]) -> Batch {
+        let header = FrameHeader::message(Opcode::Text, message.len());
+        let mut frame = vec![0; header.encoded_len()];
+        header.write(&mut frame);
+        frame.extend_from_slice(message);
+        Batch::plain(frame, 1)
+    }
+
+    #[test]
+    fn a_batch_is_compressed_once_for_each_window_that_somebody_has() {
+        let mut batch = batch(&[b'a'; 500]);
+        let bits = Encoding::PLAIN.bit() | Encoding::deflate(9).bit() | Encoding::deflate(15).bit();
+        batch.encode(bits, &mut Compressors::new(DeflateSettings::default()));
+        let is_there: Vec<_> = batch.octets.iter().map(Option::is_some).collect();
+        assert_eq!(is_there, [true, true, false, false, false, false, false, true]);
+        let mail = batch.clone();
+        let at = Encoding::deflate(9).index();
+        let (here, there) = (batch.publications(), mail.publications());
+        assert!(Arc::ptr_eq(&here[at].octets, &there[at].octets), "other workers share it");
+        assert!(here[at].octets[0] == 0xC1 && here[at].octets.len() < 50);
+    }
+
+    #[test]
+    fn an_encoding_that_is_missing_is_replaced_by_the_plain_one() {
+        let publications = batch(b"hello").publications();
+        for publication in &publications {
+            assert_eq!(publication.octets[..], publications[0].octets[..]);
+        }
+        assert_eq!(publications[Encoding::deflate(12).index()].octets[0], 0x81);
+    }
+
+    #[test]
+    fn a_room_knows_which_encodings_its_members_take() {
+        let policy = Policy { slow_consumer: SlowConsumer::DropNewest, send_queue_bytes_max: 1 << 20 };
+        let inboxes: Arc<[Inbox]> = [Inbox::new(1 << 20)].into();
+        let mut hub = Hub::new(0, Arc::default(), inboxes, Arc::default(), policy, Compressors::default());
+        let conn = |index| ConnId { index, generation: 0 };
+        let (small, large) = (Encoding::deflate(9), Encoding::deflate(15));
+        let first = hub.join("/room", conn(0), small);
+        let second = hub.join("/room", conn(1), small);
+        let third = hub.join("/room", conn(2), large);
+        let presence = hub.rooms[first.room].presence.clone();
+        let bits = || presence[0].load(SeqCst);
+        assert_eq!(bits(), small.bit() | large.bit());
+        hub.leave(first);
+        assert_eq!(bits(), small.bit() | large.bit());
+        hub.leave(second);
+        assert_eq!(bits(), large.bit());
+        hub.leave(third);
+        assert_eq!(bits(), 0);
+    }
+}

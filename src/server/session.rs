@@ -324,3 +324,87 @@ impl Handler for Ignore {
         Reply::Nothing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::SlowConsumer;
+    use crate::net::ConnId;
+    use crate::proto::{Compressors, DeflateSettings};
+    use crate::server::hub::{Hub, Policy};
+    use crate::server::inbox::Inbox;
+    use crate::server::metrics::Counters;
+
+    /// What is agreed on about compression when `offer` asks for `path`.
+    fn agreed(
+        deflate: Option<DeflatePolicy>,
+        codecs: &mut Codecs,
+        path: &str,
+        offer: &str,
+    ) -> Option<String> {
+        let rules = Rules {
+            mode: Mode::Echo,
+            limits: Limits { message_size_max: 1000, fragments_max: 10 },
+            handshake: HandshakeLimits::default(),
+            policy: UpgradePolicy::default(),
+            deflate,
+        };
+        let policy = Policy { slow_consumer: SlowConsumer::Close, send_queue_bytes_max: 1000 };
+        let (inboxes, counters): (Arc<[Inbox]>, Arc<Counters>) = ([Inbox::new(1000)].into(), Arc::default());
+        let compressors = Compressors::default();
+        let mut hub = Hub::new(0, Arc::default(), inboxes, counters.clone(), policy, compressors);
+        let conn = ConnId { index: 0, generation: 0 };
+        let mut context = Context { conn, hub: &mut hub, counters: &counters };
+        let mut request = format!(
+            "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Extensions: {offer}\r\n\r\n"
+        )
+        .into_bytes();
+        let (mut session, mut replies) = (Session::new(Mode::Echo), Replies::default());
+        session.received(&mut request, &rules, &mut context, codecs, &mut replies);
+        let answer = String::from_utf8(replies.to_vec(&request)).unwrap();
+        session.finish(&mut context);
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        let value = answer.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Extensions: "));
+        assert_eq!(counters.deflate_agreed_total.value(), u64::from(value.is_some()));
+        value.map(str::to_owned)
+    }
+
+    const TAKEOVER: Option<DeflatePolicy> = Some(DeflatePolicy {
+        server_no_context_takeover: false,
+        client_no_context_takeover: false,
+        window_bits_max: 15,
+    });
+
+    #[test]
+    fn compression_is_agreed_on_only_where_it_is_on() {
+        let mut codecs = Codecs::default();
+        assert_eq!(agreed(None, &mut codecs, "/", "permessage-deflate"), None);
+        assert_eq!(agreed(TAKEOVER, &mut codecs, "/", "permessage-deflate").unwrap(), "permessage-deflate");
+        assert_eq!(agreed(TAKEOVER, &mut codecs, "/", "permessage-deflate; unknown"), None);
+    }
+
+    #[test]
+    fn what_a_room_sends_refers_to_no_other_message() {
+        let answer = agreed(TAKEOVER, &mut Codecs::default(), "/broadcast/a", "permessage-deflate").unwrap();
+        assert_eq!(answer, "permessage-deflate; server_no_context_takeover");
+    }
+
+    #[test]
+    fn where_memory_is_used_up_no_context_takeover_is_agreed_on() {
+        let settings = DeflateSettings { memory_bytes_max: (64 << 10) - 1, ..DeflateSettings::default() };
+        let answer = agreed(
+            TAKEOVER,
+            &mut Codecs::new(settings),
+            "/",
+            "permessage-deflate; server_max_window_bits=15",
+        );
+        assert_eq!(
+            answer.unwrap(),
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=15"
+        );
+    }
+}
