@@ -295,8 +295,14 @@ def tcp_max_syn_backlog(view: View) -> Finding:
         scope=NAMESPACE,
         unit="connections",
         why="counts only with tcp_syncookies=0; otherwise the listen backlog is the limit of half-open ones",
-        evidence=view.evidence("TcpExt.TCPReqQFullDrop", alarm=matters),
     )
+    # What this limit drops has no counter of its own (measured, demo/syn_backlog.py): ListenDrops
+    # less ListenOverflows less TCPReqQFullDrop, which is the listen backlog full without cookies.
+    if "TcpExt.ListenDrops" in view.sample.after:
+        parts = [view.evidence(f"TcpExt.{name}")[0] for name in ("ListenDrops", "ListenOverflows", "TCPReqQFullDrop")]
+        rest = parts[0].total - parts[1].total - parts[2].total
+        delta = None if parts[0].delta is None else parts[0].delta - parts[1].delta - parts[2].delta
+        finding.evidence = [Evidence("ListenDrops.other", rest, delta, "count", matters and rest > 0)]
     if cookies not in (None, "0"):
         finding.notes.append(f"tcp_syncookies is {cookies}: this value changes nothing here")
     return finding
@@ -312,11 +318,15 @@ def tcp_syncookies(view: View) -> Finding:
         unit="mode",
         why="1 answers a full SYN queue instead of dropping; a shield, not a capacity: leave it on",
         evidence=view.evidence(
-            "TcpExt.TCPReqQFullDoCookies", "TcpExt.SyncookiesSent", "TcpExt.SyncookiesFailed", alarm=view.target.is_server
+            "TcpExt.TCPReqQFullDoCookies",
+            "TcpExt.TCPReqQFullDrop",
+            "TcpExt.SyncookiesSent",
+            "TcpExt.SyncookiesFailed",
+            alarm=view.target.is_server,
         ),
     )
-    if view.target.is_server and any(each.total for each in finding.evidence[:2]):
-        finding.notes.append("cookies were sent: the listen backlog was full of half-open connections")
+    if view.target.is_server and any(each.is_alarming for each in finding.evidence):
+        finding.notes.append("the listen backlog was full of half-open connections: raise that, not this")
     return finding
 
 
