@@ -357,7 +357,7 @@ def write_atomically(path: str, text: str, mode: int = 0o644) -> None:
     """Old content or new content, also after a crash: temporary file, fsync, rename, fsync."""
     directory = os.path.dirname(path)
     os.makedirs(directory, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = f"{path}.new"  # one name: the next run replaces what a killed one left (a Lock is held)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:

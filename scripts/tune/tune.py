@@ -244,18 +244,11 @@ class Tool:
 
     def persist(self) -> int:
         options = self.options
-        if options.remove:
-            files, warnings = persist.remove(self.view, options.unit, options.dry_run), []
+        if options.dry_run:
+            files, warnings = self._persist()
         else:
-            held, _aside = state.State.load(self.system, self.view.namespace, self.state_dir)
-            files = persist.desired(self.view, self.findings, held, options.unit)
-            persist.write(self.view, files, options.dry_run)
-            warnings = persist.overrides(self.view, files)
-            warnings += [
-                f"{each.name} is no sysctl: this does not persist it"
-                for each in self.findings
-                if each.writes and each.sysctl_key is None
-            ]
+            with Lock(self.state_dir):
+                files, warnings = self._persist()
         for file in files:
             self.say(f"{file.outcome:<10}{file.path}")
             if options.dry_run and not options.remove:
@@ -272,6 +265,18 @@ class Tool:
             warnings=warnings,
             is_dry_run=options.dry_run,
         )
+
+    def _persist(self) -> tuple[list[persist.File], list[str]]:
+        options = self.options
+        if options.remove:
+            return persist.remove(self.view, options.unit, options.dry_run), []
+        held, _aside = state.State.load(self.system, self.view.namespace, self.state_dir)
+        files = persist.desired(self.view, self.findings, held, options.unit)
+        persist.write(self.view, files, options.dry_run)
+        not_sysctls = [each.name for each in self.findings if each.writes and each.sysctl_key is None]
+        return files, persist.overrides(self.view, files) + [
+            f"{name} is no sysctl: this does not persist it" for name in not_sysctls
+        ]
 
 
 def run(arguments: list[str], system: System | None = None) -> int:
