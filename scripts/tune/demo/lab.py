@@ -55,7 +55,8 @@ def quiet(*command: str) -> str:
 def show(*command: str) -> str:
     """Runs a command and prints both, as a reader would see them in a terminal."""
     text = quiet(*command)
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    # ss pads for a terminal, and without one leaves out a blank in its heading.
+    lines = [" ".join(line.replace("PortProcess", "Port").split()) for line in text.splitlines()]
     print("$ " + " ".join(command), *(line for line in lines if line), sep="\n", flush=True)
     return text
 

@@ -44,7 +44,7 @@ def trial(port: int, cookies: int, backlog: int, max_syn_backlog: int) -> tuple[
     counters = {name: value for name, value in moved.read().items() if name in COUNTERS}
     print(f"listen backlog {backlog}: {held} of {COUNT} half-open connections held")
     print("counters: " + ", ".join(f"{name} {value:+d}" for name, value in counters.items()))
-    lab.show("ss", "-ltnH", f"sport = :{port}")
+    lab.show("ss", "-ltn", f"sport = :{port}")
     listener.close()
     return held, counters
 
