@@ -163,7 +163,7 @@ class Json(Machine):
 
     def test_the_first_limit_is_the_smallest(self):
         limit = self.run_json("check", *TARGET)["first_limit"]
-        self.assertEqual(limit, {"name": "RLIMIT_NOFILE", "holds_connections_count": 0})
+        self.assertEqual(limit, {"name": "RLIMIT_NOFILE", "holds_connections_count": 768})
 
     def test_an_error_is_a_document_too(self):
         document = self.run_json("apply", "--yes")

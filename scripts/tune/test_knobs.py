@@ -64,7 +64,7 @@ class Server(Machine):
     def test_descriptors_follow_the_target(self):
         found = self.findings(2_000_000, 10)
         self.assertEqual(found["fs.nr_open"].wanted, str(2**21))
-        self.assertEqual(found["fs.epoll.max_user_watches"].wanted, str(2 * 2_001_024))
+        self.assertEqual(found["fs.epoll.max_user_watches"].wanted, str(2 * 2_000_256))
         self.assertEqual(found["fs.file-max"].status, "ok")
 
     def test_the_queue_of_a_listener_is_shown_even_where_only_proc_is_there(self):
@@ -80,7 +80,7 @@ class Descriptors(Machine):
         self.assertIn("needs no privilege", self.nofile(100_000).remedy)
 
     def test_above_it_the_capability_decides(self):
-        self.assertIn("LimitNOFILE=1001024", self.nofile(1_000_000).remedy)
+        self.assertIn("LimitNOFILE=1000256", self.nofile(1_000_000).remedy)
         self.put("/proc/self/status", "CapEff:\t000001fffeffffff")  # all but CAP_SYS_RESOURCE
         finding = self.nofile(1_000_000)
         self.assertTrue(any("lacks CAP_SYS_RESOURCE" in note for note in finding.notes))

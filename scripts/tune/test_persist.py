@@ -19,7 +19,7 @@ class Persist(Machine):
         code, out, _ = self.run_tune("persist", *SERVER)
         self.assertEqual(code, 0)
         self.assertEqual(self.lines(), ["net.core.somaxconn = 16384", "net.ipv4.tcp_max_tw_buckets = 540000"])
-        self.assertIn("LimitNOFILE=201024:524288", self.get(DROP_IN))
+        self.assertIn("LimitNOFILE=200256:524288", self.get(DROP_IN))
         self.assertIn("written   " + persist.SYSCTL_FILE, out)
 
     def test_what_was_applied_is_persisted_although_nothing_is_wanted_any_more(self):
