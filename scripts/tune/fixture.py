@@ -16,7 +16,8 @@ if HERE not in sys.path:
 
 import tune  # noqa: E402
 from kernel import Sample, System  # noqa: E402
-from knobs import Target, View, examine  # noqa: E402
+from knobs import examine  # noqa: E402
+from view import Target, View  # noqa: E402
 
 TUNE_SH = os.path.join(os.path.dirname(HERE), "tune.sh")
 GIB = 2**30
@@ -136,7 +137,9 @@ class Machine(unittest.TestCase):
                     found[path] = self.get(path)
         return found
 
-    def view(self, connections: int = 10_000, churn: int = 100, role: str = "server", also=(), **more) -> View:
+    def view(
+        self, connections: int = 10_000, churn: int = 100, role: str = "server", also=(), **more
+    ) -> View:
         system = System(self.root)
         return View(system, Target(connections, churn, role, **more), Sample.take(system, 0), also)
 

@@ -396,7 +396,9 @@ class Lock:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         except OSError as error:
-            raise TuneError(f"cannot keep prior values in {self.path}: {error.strerror}; run as root") from error
+            raise TuneError(
+                f"cannot keep prior values in {self.path}: {error.strerror}; run as root"
+            ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

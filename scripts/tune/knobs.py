@@ -8,14 +8,10 @@ The facts behind the one-line reasons, and how each was measured, are in docs/tu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Callable, Iterable
+from typing import Callable
 
 import kernel
-from kernel import Listener, Namespace, Sample, System
 from values import (
-    Merge,
-    canonical,
     join_ports,
     lower_each,
     parse_ports,
@@ -24,176 +20,29 @@ from values import (
     raise_each,
     widen_range,
 )
+from view import (
+    ABSENT,
+    BOOT,
+    DESCRIPTORS_SPARE,
+    GLOBAL,
+    NAMESPACE,
+    OK,
+    OPTIONAL,
+    PROCESS,
+    SYN_RETRY_S,
+    TIME_WAIT_S,
+    UNKNOWN,
+    WANTED,
+    Evidence,
+    Finding,
+    View,
+    Write,
+    is_refused,
+)
 
-OK, WANTED, OPTIONAL, ABSENT, UNKNOWN = "ok", "wanted", "optional", "absent", "unknown"
-STATUSES = (OK, WANTED, OPTIONAL, ABSENT, UNKNOWN)
-NAMESPACE, GLOBAL, PROCESS, BOOT = "namespace", "global", "process", "boot"
-SCOPES = (NAMESPACE, GLOBAL, PROCESS, BOOT)
-
-TIME_WAIT_S = 60  # TCP_TIMEWAIT_LEN, include/net/tcp.h: a constant of the kernel, not a knob
-SYN_RETRY_S = 1  # the client sends its SYN again after this long: a longer queue hides overload
-LISTEN_BACKLOG_MIN, LISTEN_BACKLOG_MAX = 1024, 65535
-DESCRIPTORS_SPARE = 256  # per worker a listener, an epoll, a wake-up; logs, the runtime
 SLAB_PER_SOCKET_BYTES = 3994  # measured: 3.9 KiB of slab an idle end
 EPOLL_WATCH_BYTES = 160
 PORTS_WIDE = "1024 65535"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the machine shall carry."""
-
-    connections_count: int
-    churn_per_s: int
-    role: str  # "server" or "generator"
-    port: int | None = None
-    pid: int | None = None
-    is_declared: bool = True
-
-    @property
-    def is_server(self) -> bool:
-        return self.role == "server"
-
-    @property
-    def descriptors_count(self) -> int:
-        return self.connections_count + DESCRIPTORS_SPARE
-
-    @property
-    def listen_backlog(self) -> int:
-        """One second of arrivals: the queue then bridges any pause shorter than a SYN's retry."""
-        arrivals = power_of_two_at_least(self.churn_per_s * SYN_RETRY_S)
-        return min(LISTEN_BACKLOG_MAX, max(LISTEN_BACKLOG_MIN, arrivals))
-
-
-@dataclass
-class Evidence:
-    """One counter or gauge. `is_alarming` says that it shows the knob to be too small now."""
-
-    name: str
-    total: int
-    delta: int | None
-    unit: str
-    is_alarming: bool
-
-
-@dataclass
-class Write:
-    path: str
-    prior: str
-    value: str
-
-
-@dataclass
-class Finding:
-    name: str
-    status: str
-    current: str | None
-    wanted: str | None
-    unit: str
-    why: str
-    scope: str
-    # Empty if a change works at once; otherwise who has to do what.
-    restart: str = ""
-    evidence: list[Evidence] = field(default_factory=list)
-    # More about this machine; may be empty.
-    notes: list[str] = field(default_factory=list)
-    # What apply would write; empty for what is done by hand (`remedy` then says how).
-    writes: list[Write] = field(default_factory=list)
-    remedy: str = ""
-    # How many connections the current value allows, where that is a number.
-    holds_connections_count: int | None = None
-    # The sysctl.d spelling, if sysctl.d can carry it.
-    sysctl_key: str | None = None
-
-
-class View:
-    """All that a knob may look at."""
-
-    def __init__(self, system: System, target: Target, sample: Sample, also: Iterable[str] = ()):
-        self.system = system
-        self.target = target
-        self.sample = sample
-        self.also = frozenset(also)
-        self.namespace: Namespace = system.namespace()
-        self.listeners: list[Listener] = system.listeners()
-        self.server_listeners = self._server_listeners()
-
-    def _server_listeners(self) -> list[Listener]:
-        found = self.listeners
-        if self.target.port is not None:
-            found = [each for each in found if each.port == self.target.port]
-        if self.target.pid is not None and self.target.is_server:
-            inodes = self.system.socket_inodes(self.target.pid)
-            if inodes is not None:
-                found = [each for each in found if each.inode in inodes]
-        return found if self.target.port is not None or self.target.pid is not None else []
-
-    def current(self, path: str) -> str | None:
-        text = self.system.read(path)
-        return None if text is None else canonical(path, text)
-
-    def evidence(self, *names: str, alarm: bool = True, unit: str = "count") -> list[Evidence]:
-        """Counters that only grow: alarming once they have moved at all."""
-        return [
-            Evidence(
-                name,
-                self.sample.total(name),
-                self.sample.delta(name) if self.sample.sample_s else None,
-                unit,
-                alarm and self.sample.total(name) > 0,
-            )
-            for name in names
-            if name in self.sample.after
-        ]
-
-    def gauge(self, name: str, unit: str, alarm_above: float = math.inf) -> list[Evidence]:
-        if name not in self.sample.after:
-            return []
-        value = self.sample.total(name)
-        return [Evidence(name, value, None, unit, value > alarm_above)]
-
-    def knob(
-        self,
-        path: str,
-        wanted: str | None,
-        merge: Merge,
-        *,
-        scope: str,
-        why: str,
-        unit: str,
-        optional: bool = False,
-        **more,
-    ) -> Finding:
-        """A file of the kernel. `wanted` None means: whatever it is, it is enough."""
-        name = _name(path)
-        finding = Finding(name, OK, self.current(path), wanted, unit, why, scope, **more)
-        if path.startswith("/proc/sys/"):
-            finding.sysctl_key = name
-        if finding.current is None:
-            finding.status = ABSENT
-            finding.wanted = None
-            reason = "not there in a child network namespace" if self._is_absent_in_child(path) else "not there"
-            finding.notes.append(f"{reason}: skipped")
-            return finding
-        finding.wanted = finding.current if wanted is None else merge(finding.current, wanted)
-        if finding.wanted != finding.current:
-            finding.status = OPTIONAL if optional and name not in self.also else WANTED
-            if finding.status == OPTIONAL:
-                finding.remedy = f"only with --also {name}"
-            if finding.status == WANTED:
-                finding.writes = [Write(path, finding.current, finding.wanted)]
-        return finding
-
-    def _is_absent_in_child(self, path: str) -> bool:
-        return self.namespace.net_is_child and path.startswith("/proc/sys/net/")
-
-
-def _name(path: str) -> str:
-    for prefix in ("/proc/sys/", "/sys/kernel/mm/", "/sys/devices/system/cpu/"):
-        if path.startswith(prefix):
-            return path[len(prefix) :].replace("/", ".")
-    return path
-
 
 Knob = Callable[[View], "Finding | list[Finding]"]
 KNOBS: list[Knob] = []
@@ -211,14 +60,11 @@ def examine(view: View) -> list[Finding]:
         findings.extend(result if isinstance(result, list) else [result])
     for finding in findings:
         if finding.writes and is_refused(view, finding):
-            finding.notes.append(f"not from here: {view.namespace.child_reasons[0]}, and this knob is the whole host's")
+            finding.notes.append(
+                f"not from here: {view.namespace.child_reasons[0]}, and this knob is the whole host's"
+            )
             finding.remedy = "run this tool in the host's initial namespaces"
     return findings
-
-
-def is_refused(view: View, finding: Finding) -> bool:
-    """A child namespace may be able to write a global knob (root in a container is), and must not."""
-    return finding.scope == GLOBAL and view.namespace.is_child
 
 
 # -- queues of connections that arrive -------------------------------------------------------------------
@@ -259,7 +105,9 @@ def listen_backlog(view: View) -> list[Finding]:
     if not known:
         named = view.target.port is not None or view.target.pid is not None
         finding.notes.append(
-            "no such listener is visible from here" if named else "name the server with --port or --pid to see it"
+            "no such listener is visible from here"
+            if named
+            else "name the server with --port or --pid to see it"
         )
         return [finding]
     smallest = min(each.backlog_max for each in known)
@@ -299,7 +147,10 @@ def tcp_max_syn_backlog(view: View) -> Finding:
     # What this limit drops has no counter of its own (measured, demo/syn_backlog.py): ListenDrops
     # less ListenOverflows less TCPReqQFullDrop, which is the listen backlog full without cookies.
     if "TcpExt.ListenDrops" in view.sample.after:
-        parts = [view.evidence(f"TcpExt.{name}")[0] for name in ("ListenDrops", "ListenOverflows", "TCPReqQFullDrop")]
+        parts = [
+            view.evidence(f"TcpExt.{name}")[0]
+            for name in ("ListenDrops", "ListenOverflows", "TCPReqQFullDrop")
+        ]
         rest = parts[0].total - parts[1].total - parts[2].total
         delta = None if parts[0].delta is None else parts[0].delta - parts[1].delta - parts[2].delta
         finding.evidence = [Evidence("ListenDrops.other", rest, delta, "count", matters and rest > 0)]
@@ -408,7 +259,9 @@ def tcp_max_tw_buckets(view: View) -> Finding:
         why=f"churn x {TIME_WAIT_S} s must fit, or TIME_WAIT is cut short silently; never lower it",
         evidence=view.evidence("TcpExt.TCPTimeWaitOverflow") + view.gauge("sockstat.tw", "sockets"),
     )
-    finding.notes.append(f"the target leaves up to {wanted:,} sockets in TIME_WAIT, on the side that closes first")
+    finding.notes.append(
+        f"the target leaves up to {wanted:,} sockets in TIME_WAIT, on the side that closes first"
+    )
     return finding
 
 
@@ -553,7 +406,11 @@ def nofile(view: View) -> Finding:
         restart="the process takes its limits from its parent",
     )
     limits = view.system.nofile_limits(target.pid)
-    whose = f"of process {target.pid}" if target.pid is not None else "of this shell, which its children take over"
+    whose = (
+        f"of process {target.pid}"
+        if target.pid is not None
+        else "of this shell, which its children take over"
+    )
     if limits is None:
         finding.notes.append(f"the limits {whose} cannot be read: is it running, and is it yours?")
         return finding
@@ -568,9 +425,7 @@ def nofile(view: View) -> Finding:
     elif hard >= wanted:
         finding.remedy = f"ulimit -n {wanted} before the start (needs no privilege: the hard limit allows it)"
     elif view.system.has_cap_sys_resource():
-        finding.remedy = (
-            f"LimitNOFILE={wanted} in the service (`persist` writes it), or: prlimit --nofile={wanted}:{wanted} --pid PID"
-        )
+        finding.remedy = f"LimitNOFILE={wanted} in the service (`persist` writes it), or: prlimit --nofile={wanted}:{wanted} --pid PID"
     else:
         finding.notes.append(
             f"the hard limit {_limit(hard)} cannot be raised from here, not even by root: "
@@ -769,9 +624,13 @@ def nf_conntrack_max(view: View) -> Finding:
     if current is None:
         finding.notes = ["connection tracking is not loaded: nothing to do"]
     elif is_idle:
-        finding.notes.append(f"nothing is tracked here; if a rule starts to, the target needs {wanted:,} entries")
+        finding.notes.append(
+            f"nothing is tracked here; if a rule starts to, the target needs {wanted:,} entries"
+        )
     elif finding.status == WANTED:
-        finding.remedy = "prefer NOTRACK (docs/tuning.md shows the nft rules); a larger table costs memory and time"
+        finding.remedy = (
+            "prefer NOTRACK (docs/tuning.md shows the nft rules); a larger table costs memory and time"
+        )
         finding.holds_connections_count = max(0, int(current) - target.churn_per_s * stays_s)
     return finding
 
@@ -849,7 +708,9 @@ def governor(view: View) -> Finding:
     finding.current, finding.wanted = " ".join(words), "performance"
     finding.status = OK if words == ["performance"] else WANTED
     for path, word in now.items():
-        offered = (view.current(path.replace("scaling_governor", "scaling_available_governors")) or "").split()
+        offered = (
+            view.current(path.replace("scaling_governor", "scaling_available_governors")) or ""
+        ).split()
         if word != "performance" and "performance" in offered:
             finding.writes.append(Write(path, word, "performance"))
     if finding.status == WANTED and not finding.writes:
@@ -901,5 +762,7 @@ def tcp_ehash_entries(view: View) -> Finding:
     if finding.current is not None:
         # A child namespace that shares the initial one's table shows it as a negative number.
         buckets = abs(int(finding.current)) or 1
-        finding.notes.append(f"the target makes chains of {view.target.connections_count / buckets:.1f} on average")
+        finding.notes.append(
+            f"the target makes chains of {view.target.connections_count / buckets:.1f} on average"
+        )
     return finding

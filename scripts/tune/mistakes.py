@@ -11,11 +11,17 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
-from knobs import TIME_WAIT_S, View
 from values import canonical
+from view import TIME_WAIT_S, View
 
 # sysctl.d(5): a file masks those of the same name further down; names decide the order.
-DIRECTORIES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+DIRECTORIES = (
+    "/etc/sysctl.d",
+    "/run/sysctl.d",
+    "/usr/local/lib/sysctl.d",
+    "/usr/lib/sysctl.d",
+    "/lib/sysctl.d",
+)
 
 
 @dataclass
@@ -128,7 +134,10 @@ def _tcp_mem(value: str, view: View) -> tuple[str, str] | None:
     high_bytes = high * view.system.page_bytes()
     size = f"{high_bytes / 2**30:.0f} GiB"
     if low == pressure == high:
-        return (f"counted in pages, so {size}; three equal numbers switch the pressure mode off", "delete the line")
+        return (
+            f"counted in pages, so {size}; three equal numbers switch the pressure mode off",
+            "delete the line",
+        )
     if total is not None and high_bytes > total * 3 // 4:
         return (f"counted in pages, so {size} of a machine of {total / 2**30:.0f} GiB", "delete the line")
     default = (total or 0) // view.system.page_bytes() // 16
@@ -141,11 +150,20 @@ def _socket_buffer(default_octets: int, max_octets: int) -> Rule:
     def rule(value: str, _view: View) -> tuple[str, str] | None:
         least, default, most = map(int, value.split())
         if least > 4096:
-            return ("a larger minimum is kept for every socket even under memory pressure", f"4096 {default} {most}")
+            return (
+                "a larger minimum is kept for every socket even under memory pressure",
+                f"4096 {default} {most}",
+            )
         if default > 1 << 20:
-            return ("the default, not the maximum, was made large: autotuning starts there", f"4096 {default_octets} {most}")
+            return (
+                "the default, not the maximum, was made large: autotuning starts there",
+                f"4096 {default_octets} {most}",
+            )
         if most < max_octets:
-            return ("a small maximum throttles every connection; it saves nothing when idle", "delete the line")
+            return (
+                "a small maximum throttles every connection; it saves nothing when idle",
+                "delete the line",
+            )
         return None
 
     return rule
@@ -153,9 +171,15 @@ def _socket_buffer(default_octets: int, max_octets: int) -> Rule:
 
 def _syncookies(value: str, _view: View) -> tuple[str, str] | None:
     if value == "0":
-        return ("without cookies a full SYN queue drops newcomers (TCPReqQFullDrop)", "net.ipv4.tcp_syncookies = 1")
+        return (
+            "without cookies a full SYN queue drops newcomers (TCPReqQFullDrop)",
+            "net.ipv4.tcp_syncookies = 1",
+        )
     if value == "2":
-        return ("a mode for tests: a cookie for every connection, also without need", "net.ipv4.tcp_syncookies = 1")
+        return (
+            "a mode for tests: a cookie for every connection, also without need",
+            "net.ipv4.tcp_syncookies = 1",
+        )
     return None
 
 
@@ -190,7 +214,11 @@ def _port_range(value: str, _view: View) -> tuple[str, str] | None:
 
 def _lowered(default: int) -> Rule:
     def rule(value: str, _view: View) -> tuple[str, str] | None:
-        return (f"lowered below the kernel's default of {default}", "delete the line") if int(value) < default else None
+        return (
+            (f"lowered below the kernel's default of {default}", "delete the line")
+            if int(value) < default
+            else None
+        )
 
     return rule
 
@@ -214,18 +242,24 @@ RULES: dict[str, Rule] = {
     "net.ipv4.tcp_tw_reuse": _tw_reuse,
     "net.ipv4.tcp_max_syn_backlog": _max_syn_backlog,
     "net.ipv4.tcp_abort_on_overflow": _is(
-        "1", "does not make connects fail fast: SYNs are dropped before it is asked", "a larger listen backlog"
+        "1",
+        "does not make connects fail fast: SYNs are dropped before it is asked",
+        "a larger listen backlog",
     ),
     "net.ipv4.tcp_timestamps": _is(
         "0", "tcp_tw_reuse needs timestamps, and so does protection against old segments", "delete the line"
     ),
     "net.ipv4.tcp_sack": _is("0", "one lost segment then costs a whole window", "delete the line"),
     "net.ipv4.tcp_window_scaling": _is("0", "caps every connection at 64 KiB in flight", "delete the line"),
-    "net.ipv4.tcp_moderate_rcvbuf": _is("0", "switches the autotuning of receive buffers off", "delete the line"),
+    "net.ipv4.tcp_moderate_rcvbuf": _is(
+        "0", "switches the autotuning of receive buffers off", "delete the line"
+    ),
     "net.ipv4.tcp_low_latency": _no_use("without effect since Linux 4.14"),
     "net.ipv4.tcp_fack": _no_use("without effect since Linux 4.15"),
     "net.ipv4.ip_conntrack_max": _no_use("a name of Linux 2.4; today net.netfilter.nf_conntrack_max"),
-    "net.ipv4.netfilter.ip_conntrack_max": _no_use("gone since Linux 4.9; today net.netfilter.nf_conntrack_max"),
+    "net.ipv4.netfilter.ip_conntrack_max": _no_use(
+        "gone since Linux 4.9; today net.netfilter.nf_conntrack_max"
+    ),
     "net.ipv4.ip_local_port_range": _port_range,
     "net.core.somaxconn": _somaxconn,
     "net.core.netdev_max_backlog": _lowered(1000),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import mistakes
 from kernel import TuneError, sync_directory, write_atomically
-from knobs import GLOBAL, NAMESPACE, Finding, View
 from state import State
+from view import GLOBAL, NAMESPACE, Finding, View
 
 SYSCTL_FILE = "/etc/sysctl.d/90-resound-tune.conf"
 DROP_IN_NAME = "50-resound-tune.conf"
@@ -37,7 +37,9 @@ def drop_in_file(unit: str) -> str:
 def desired(view: View, findings: list[Finding], state: State, unit: str) -> list[File]:
     """What the target wants, what we applied, and what we persisted earlier."""
     if view.namespace.is_child:
-        raise TuneError(f"{view.namespace.child_reasons[0]}: persist describes the boot of the host, run it there")
+        raise TuneError(
+            f"{view.namespace.child_reasons[0]}: persist describes the boot of the host, run it there"
+        )
     earlier = {each.key: each.value for each in mistakes.scan(view) if each.file == SYSCTL_FILE}
     lines = []
     for finding in findings:

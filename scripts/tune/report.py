@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import textwrap
 
-from knobs import ABSENT, OK, OPTIONAL, STATUSES, UNKNOWN, WANTED, Evidence, Finding, View
 from mistakes import Mistake
 from state import Outcome
+from view import ABSENT, OK, OPTIONAL, STATUSES, UNKNOWN, WANTED, Evidence, Finding, View
 
 SCHEMA = "resound-tune"
 SCHEMA_VERSION = 1
@@ -21,7 +21,9 @@ WIDTH = 110
 # -- JSON --------------------------------------------------------------------------------------------------
 
 
-def as_json(command: str, view: View, findings: list[Finding], mistakes: list[Mistake], exit_code: int) -> dict:
+def as_json(
+    command: str, view: View, findings: list[Finding], mistakes: list[Mistake], exit_code: int
+) -> dict:
     target, system = view.target, view.system
     holds = first_limit(findings)
     return {
@@ -123,7 +125,11 @@ def _row(finding: Finding) -> str:
     else:
         value = _grouped(finding.current) + unit
     if finding.status in (WANTED, OPTIONAL, UNKNOWN) and finding.wanted is not None:
-        wanted = finding.wanted.replace(" ", " to ") if finding.unit == "ports" else _grouped(finding.wanted) + unit
+        wanted = (
+            finding.wanted.replace(" ", " to ")
+            if finding.unit == "ports"
+            else _grouped(finding.wanted) + unit
+        )
         value = f"{value} -> {wanted}" if finding.current is not None else f"unseen -> {wanted}"
     lines = [f"{finding.status:<9}{finding.name:<34} {value}  [{finding.scope}]"]
     lines += _wrapped("", finding.why)
@@ -147,7 +153,9 @@ def _grouped(text: str) -> str:
 
 def _wrapped(label: str, text: str) -> list[str]:
     indent = " " * 9
-    return textwrap.wrap(label + text, WIDTH, initial_indent=indent, subsequent_indent=indent + " " * len(label))
+    return textwrap.wrap(
+        label + text, WIDTH, initial_indent=indent, subsequent_indent=indent + " " * len(label)
+    )
 
 
 def _evidence(each: Evidence) -> str:
@@ -176,7 +184,9 @@ def summary(view: View, findings: list[Finding], mistakes: list[Mistake]) -> str
             f"As it stands {limit.holds_connections_count:,} connections fit; {limit.name} is the first limit."
         )
     if view.sample.sample_s:
-        lines.append(f"Counters: since boot, and in brackets what {view.sample.sample_s:.1f} s added; (!) alarming.")
+        lines.append(
+            f"Counters: since boot, and in brackets what {view.sample.sample_s:.1f} s added; (!) alarming."
+        )
     else:
         lines.append("Counters: since boot; (!) alarming.")
     return "\n".join(lines)

@@ -14,8 +14,8 @@ import time
 from dataclasses import asdict, dataclass, field
 
 from kernel import Namespace, System, TuneError, sync_directory, write_atomically
-from knobs import Finding, View, is_refused
 from values import canonical
+from view import Finding, View, is_refused
 
 STATE_VERSION = 1
 
@@ -75,7 +75,9 @@ class State:
         except FileNotFoundError:
             return fresh, ""
         except (ValueError, KeyError, TypeError) as error:
-            raise TuneError(f"{path} is not a state file of this tool ({error}): look at it, then move it away") from error
+            raise TuneError(
+                f"{path} is not a state file of this tool ({error}): look at it, then move it away"
+            ) from error
         if loaded.boot_id != fresh.boot_id:
             return fresh, f"{path} is from before the last boot, which undid its changes"
         if (loaded.netns_inode, loaded.netns_cookie) != (fresh.netns_inode, fresh.netns_cookie):
@@ -158,9 +160,7 @@ def revert(system: System, state: State, is_dry_run: bool, forget: bool) -> list
         elif now is None or now not in entry.ours:
             found = "is not there any more" if now is None else f"is {now!r} now"
             outcome.outcome = "conflict"
-            outcome.reason = (
-                f"it {found}, neither ours ({', '.join(entry.ours)}) nor prior: somebody else set it, left alone"
-            )
+            outcome.reason = f"it {found}, neither ours ({', '.join(entry.ours)}) nor prior: somebody else set it, left alone"
         elif is_dry_run:
             outcome.outcome = "planned"
         else:

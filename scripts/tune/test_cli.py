@@ -6,9 +6,9 @@ import re
 import subprocess
 import unittest
 
-import knobs
 import mistakes
 import report
+import view
 from fixture import HERE, SMALL, TARGET, TUNE_SH, Machine
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(HERE)), "docs", "tuning.md")
@@ -65,26 +65,42 @@ WRITE_KEYS = {"path": str, "prior": str, "value": str}
 MISTAKE_KEYS = {"file": str, "line_number": int, "key": str, "value": str, "mistake": str, "instead": str}
 OUTCOME_KEYS = {"name": str, "path": str, "prior": str, "value": str, "outcome": str, "reason": str}
 FILE_KEYS = {"path": str, "text": str, "outcome": str}
-ALL_KEYS = (KEYS, TARGET_KEYS, HOST_KEYS, KNOB_KEYS, EVIDENCE_KEYS, WRITE_KEYS, MISTAKE_KEYS, OUTCOME_KEYS, FILE_KEYS)
+ALL_KEYS = (
+    KEYS,
+    TARGET_KEYS,
+    HOST_KEYS,
+    KNOB_KEYS,
+    EVIDENCE_KEYS,
+    WRITE_KEYS,
+    MISTAKE_KEYS,
+    OUTCOME_KEYS,
+    FILE_KEYS,
+)
 
 
 class ExitStatus(Machine):
     def test_0_if_all_is_good(self):
-        self.put("/proc/self/limits", "Max open files            4096                 524288               files")
+        self.put(
+            "/proc/self/limits", "Max open files            4096                 524288               files"
+        )
         self.assertEqual(self.run_tune("check", *SMALL)[0], 0)
 
     def test_1_if_something_is_wanted(self):
         self.assertEqual(self.run_tune("check", *TARGET)[0], 1)
 
     def test_1_if_only_a_mistake_was_found(self):
-        self.put("/proc/self/limits", "Max open files            4096                 524288               files")
+        self.put(
+            "/proc/self/limits", "Max open files            4096                 524288               files"
+        )
         self.put("/etc/sysctl.d/x.conf", "net.ipv4.tcp_tw_recycle = 1")
         code, out, _ = self.run_tune("check", *SMALL)
         self.assertEqual(code, 1)
         self.assertIn("/etc/sysctl.d/x.conf:1", out)
 
     def test_0_once_all_that_was_wanted_is_applied(self):
-        self.put("/proc/self/limits", "Max open files            2000000              2000000              files")
+        self.put(
+            "/proc/self/limits", "Max open files            2000000              2000000              files"
+        )
         self.assertEqual(self.run_tune("apply", *TARGET, "--yes")[0], 0)
         self.assertEqual(self.run_tune("check", *TARGET)[0], 0)
 
@@ -123,8 +139,8 @@ class Json(Machine):
         self.assert_keys(document["host"], HOST_KEYS, "host")
         for knob in document["knobs"]:
             self.assert_keys(knob, KNOB_KEYS, "knob")
-            self.assertIn(knob["status"], knobs.STATUSES)
-            self.assertIn(knob["scope"], knobs.SCOPES)
+            self.assertIn(knob["status"], view.STATUSES)
+            self.assertIn(knob["scope"], view.SCOPES)
             self.assertTrue(knob["why"] and knob["unit"])
             for evidence in knob["evidence"]:
                 self.assert_keys(evidence, EVIDENCE_KEYS, "evidence")
@@ -136,7 +152,7 @@ class Json(Machine):
                 self.assertEqual(knob["writes"], [], knob["name"])
         for mistake in document["mistakes"]:
             self.assert_keys(mistake, MISTAKE_KEYS, "mistake")
-        counted = sum(document["summary"][f"{status}_count"] for status in knobs.STATUSES)
+        counted = sum(document["summary"][f"{status}_count"] for status in view.STATUSES)
         self.assertEqual(counted, len(document["knobs"]))
         self.assertEqual(document["summary"]["mistakes_count"], len(document["mistakes"]))
 
@@ -190,7 +206,17 @@ class Docs(Machine):
 class TheScript(unittest.TestCase):
     def test_help_names_every_command_and_option(self):
         done = subprocess.run([TUNE_SH, "--help"], capture_output=True, text=True, check=True)
-        for word in ("check", "apply", "revert", "persist", "--yes", "--json", "--root", "--state-dir", "exit status"):
+        for word in (
+            "check",
+            "apply",
+            "revert",
+            "persist",
+            "--yes",
+            "--json",
+            "--root",
+            "--state-dir",
+            "exit status",
+        ):
             self.assertIn(word, done.stdout)
 
     def test_works_from_any_directory_and_through_a_link(self):
@@ -199,7 +225,9 @@ class TheScript(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             link = os.path.join(directory, "tune")
             os.symlink(TUNE_SH, link)
-            done = subprocess.run([link, "--sample", "0", "--json"], cwd="/", capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [link, "--sample", "0", "--json"], cwd="/", capture_output=True, text=True, check=False
+            )
         self.assertIn(done.returncode, (0, 1), done.stderr)
         self.assertEqual(json.loads(done.stdout)["exit_code"], done.returncode)
 

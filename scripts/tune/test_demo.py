@@ -9,7 +9,9 @@ import unittest
 import test_namespace
 from fixture import HERE
 
-DEMOS = sorted(path for path in glob.glob(os.path.join(HERE, "demo", "*.py")) if os.path.basename(path) != "lab.py")
+DEMOS = sorted(
+    path for path in glob.glob(os.path.join(HERE, "demo", "*.py")) if os.path.basename(path) != "lab.py"
+)
 
 
 class Demonstrations(unittest.TestCase):
@@ -26,7 +28,9 @@ class Demonstrations(unittest.TestCase):
         self.assertEqual(len(DEMOS), 4)
         before = test_namespace.host_values()
         for path in DEMOS:
-            done = subprocess.run([sys.executable, "-B", path], capture_output=True, text=True, check=False, timeout=90)
+            done = subprocess.run(
+                [sys.executable, "-B", path], capture_output=True, text=True, check=False, timeout=90
+            )
             self.assertEqual(done.returncode, 0, f"{path}\n{done.stdout}\n{done.stderr}")
             self.assertIn("Send-Q" if "time_wait" not in path else "TIME_WAIT", done.stdout)
         self.assertEqual(test_namespace.host_values(), before)

@@ -69,7 +69,10 @@ class Server(Machine):
 
     def test_the_queue_of_a_listener_is_shown_even_where_only_proc_is_there(self):
         view = self.view(port=9001)
-        self.assertEqual([(each.port, each.queue_len, each.backlog_max) for each in view.server_listeners], [(9001, 3, None)])
+        self.assertEqual(
+            [(each.port, each.queue_len, each.backlog_max) for each in view.server_listeners],
+            [(9001, 3, None)],
+        )
 
 
 class Descriptors(Machine):
@@ -87,12 +90,16 @@ class Descriptors(Machine):
         self.assertIn("have the parent raise it", finding.remedy)
 
     def test_the_limits_of_a_named_process_are_its_own(self):
-        self.put("/proc/4711/limits", "Max open files            70000                70000               files")
+        self.put(
+            "/proc/4711/limits", "Max open files            70000                70000               files"
+        )
         self.assertEqual(self.findings(pid=4711)["RLIMIT_NOFILE"].current, "70000")
         self.assertEqual(self.findings(pid=4712)["RLIMIT_NOFILE"].status, "unknown")
 
     def test_unlimited_is_enough(self):
-        self.put("/proc/self/limits", "Max open files            unlimited            unlimited            files")
+        self.put(
+            "/proc/self/limits", "Max open files            unlimited            unlimited            files"
+        )
         self.assertEqual(self.nofile(10**9).status, "ok")
 
     def test_limits_conf_is_told_apart_from_services(self):
@@ -121,7 +128,9 @@ class Generator(Machine):
         self.assertTrue(any("16 source addresses" in note for note in notes), notes)
 
     def test_reserves_the_port_that_the_wide_range_would_take_in(self):
-        self.assertEqual(self.findings(1_000_000, 0, port=9001)["net.ipv4.ip_local_reserved_ports"].wanted, "9001")
+        self.assertEqual(
+            self.findings(1_000_000, 0, port=9001)["net.ipv4.ip_local_reserved_ports"].wanted, "9001"
+        )
 
     def test_needs_no_listen_backlog(self):
         self.assertNotIn("listen.backlog", self.findings())
@@ -131,7 +140,9 @@ class EvidenceDecides(Machine):
     def test_counters_that_moved_alarm(self):
         self.count(ListenOverflows=33, ListenDrops=33)
         finding = self.findings()["net.core.somaxconn"]
-        self.assertEqual([(each.total, each.is_alarming) for each in finding.evidence], [(33, True), (33, True)])
+        self.assertEqual(
+            [(each.total, each.is_alarming) for each in finding.evidence], [(33, True), (33, True)]
+        )
 
     def test_what_max_syn_backlog_dropped_is_the_rest_of_listen_drops(self):
         self.put_sysctl("net.ipv4.tcp_syncookies", "0")
@@ -218,5 +229,7 @@ class Sparse(unittest.TestCase):
         shutil.rmtree(machine.root + "/proc")
         shutil.rmtree(machine.root + "/sys")
         for role in ("server", "generator"):
-            statuses = {each.status for each in machine.findings(10_000, 100, role, port=9001, pid=1).values()}
+            statuses = {
+                each.status for each in machine.findings(10_000, 100, role, port=9001, pid=1).values()
+            }
             self.assertEqual(statuses, {"absent", "unknown"})

@@ -62,7 +62,9 @@ class Found(Machine):
     def test_each_bad_line_is_named_with_file_line_and_reason(self):
         for key, (value, piece) in BAD.items():
             (found,) = self.find(f"# a recipe\n\n{key} = {value}")
-            self.assertEqual((found.file, found.line_number, found.key, found.value), (self.FILE, 3, key, value))
+            self.assertEqual(
+                (found.file, found.line_number, found.key, found.value), (self.FILE, 3, key, value)
+            )
             self.assertIn(piece, found.mistake, key)
             self.assertTrue(found.instead)
 
@@ -70,7 +72,11 @@ class Found(Machine):
         self.assertEqual(self.find(GOOD), [])
 
     def test_slashes_blanks_and_a_leading_minus_are_the_same_key(self):
-        for line in ("net/ipv4/tcp_tw_recycle=1", "-net.ipv4.tcp_tw_recycle   =   1", "  net.ipv4.tcp_tw_recycle =1"):
+        for line in (
+            "net/ipv4/tcp_tw_recycle=1",
+            "-net.ipv4.tcp_tw_recycle   =   1",
+            "  net.ipv4.tcp_tw_recycle =1",
+        ):
             self.assertEqual([found.key for found in self.find(line)], ["net.ipv4.tcp_tw_recycle"], line)
 
     def test_a_value_the_kernel_would_not_take_is_a_mistake_not_a_crash(self):
@@ -88,7 +94,12 @@ class Found(Machine):
 
 class Order(Machine):
     def test_a_file_masks_those_of_its_name_further_down_and_sysctl_conf_is_last(self):
-        for path in ("/usr/lib/sysctl.d/10-a.conf", "/etc/sysctl.d/10-a.conf", "/run/sysctl.d/05-b.conf", "/etc/sysctl.conf"):
+        for path in (
+            "/usr/lib/sysctl.d/10-a.conf",
+            "/etc/sysctl.d/10-a.conf",
+            "/run/sysctl.d/05-b.conf",
+            "/etc/sysctl.conf",
+        ):
             self.put(path, "net.core.somaxconn = 1")
         files = [found.file for found in subject.find(self.view())]
         self.assertEqual(files, ["/run/sysctl.d/05-b.conf", "/etc/sysctl.d/10-a.conf", "/etc/sysctl.conf"])

@@ -7,6 +7,7 @@ them must not get through. One test compares every value of the host before and 
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -16,6 +17,7 @@ import unittest
 
 from fixture import HERE, TARGET, TUNE_SH
 
+APPLY = ("apply", *TARGET, "--yes")
 BIG = ("--connections", "9M", "--churn", "9000/s", "--role", "server")
 # Each device has some of its own, and devices come and go.
 OF_DEVICES = ("/conf/", "/neigh/")
@@ -27,31 +29,67 @@ ENTER = (
     " && ip link set lo up && echo ready && exec cat"
 )
 
-# Runs the tool in this process and kills it, without a chance to clean up, before its k-th step:
-# every write to a knob, and every fsync, rename and unlink of a state file is one.
-KILLER = f"""
-import os, signal, sys
+# Runs the tool again and again, each time in a new process that is ended before its k-th step, until it has
+# fewer: every write to a knob, and every fsync, rename and unlink of a state file is a step. A SIGKILL leaves
+# no chance to clean up, a SIGINT is the Ctrl-C that the tool may answer. `first` is a run before the count
+# begins. After each: a revert, and a look at every value of the namespace. Prints what became of each.
+STOPPER = f"""
+import contextlib, io, json, os, signal, sys
 sys.path.insert(0, {HERE!r})
 import kernel, tune
-steps, at = 0, int(sys.argv[1])
+by, state_dir, first, then = json.loads(sys.argv[1])
 
-def counted(function):
-    def step(*arguments):
-        global steps
-        steps += 1
-        if steps == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-    return step
+def run(arguments):
+    options = ["--sample", "0", "--state-dir", state_dir]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        return tune.run([*arguments, *options]) if arguments else 0, err.getvalue()
 
-os.fsync, os.rename, os.unlink = map(counted, (os.fsync, os.rename, os.unlink))
-kernel.System.write = counted(kernel.System.write)
-sys.exit(tune.run(sys.argv[2:]))
+def values():
+    found = {{}}
+    for top in ("core", "ipv4"):
+        for directory, _, names in os.walk("/proc/sys/net/" + top):
+            for path in (os.path.join(directory, name) for name in names):
+                with contextlib.suppress(OSError), open(path, errors="replace") as file:
+                    found[path] = file.read()
+    return found
+
+def ended_at(at):
+    run(first)
+    steps = 0
+    def counted(function):
+        def step(*arguments):
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                os.kill(os.getpid(), by)
+            return function(*arguments)
+        return step
+    os.fsync, os.rename, os.unlink = map(counted, (os.fsync, os.rename, os.unlink))
+    kernel.System.write = counted(kernel.System.write)
+    code, err = run(then)
+    os.write(2, err.encode())
+    os._exit(code)
+
+before, ends = values(), []
+for at in range(1, 100):
+    said, saying = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(saying, 2)
+        ended_at(at)
+    os.close(saying)
+    with open(said) as err:
+        text = err.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    reverted, _ = run(["revert"])
+    after = values()
+    changed = [path for path in before if before[path] != after.get(path)]
+    left = [name for name in os.listdir(state_dir) if name.endswith(".json")]
+    ends.append([status, text, reverted, changed, left])
+    if status in (0, 1):
+        break
+json.dump(ends, sys.stdout)
 """
-
-
-# The same with a Ctrl-C, which the tool may answer.
-INTERRUPTER = KILLER.replace("SIGKILL", "SIGINT")
 
 
 def why_impossible() -> str:
@@ -60,7 +98,9 @@ def why_impossible() -> str:
     for tool in ("unshare", "nsenter", "ip", "mount"):
         if shutil.which(tool) is None:
             return f"{tool} was not found"
-    done = subprocess.run(["unshare", "--net", "--mount", "sh", "-c", ENTER], input="", capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "sh", "-c", ENTER], input="", capture_output=True, text=True
+    )
     return "" if done.returncode == 0 else f"no namespace to be had here: {done.stderr.strip()}"
 
 
@@ -118,7 +158,9 @@ class Namespace(unittest.TestCase):
 
     def tune(self, *arguments, holder=None) -> dict:
         """The JSON document of a run of the real script."""
-        done = self.inside(TUNE_SH, "--json", "--sample", "0", "--state-dir", self.state_dir, *arguments, holder=holder)
+        done = self.inside(
+            TUNE_SH, "--json", "--sample", "0", "--state-dir", self.state_dir, *arguments, holder=holder
+        )
         self.assertIn(done.returncode, (0, 1, 2), done.stderr)
         document = json.loads(done.stdout)
         self.assertEqual(document["exit_code"], done.returncode)
@@ -127,7 +169,7 @@ class Namespace(unittest.TestCase):
     def values(self, holder=None) -> dict[str, str]:
         done = self.inside("sh", "-c", "cd /proc/sys/net && grep -r . core ipv4 2>/dev/null", holder=holder)
         lines = (line.partition(":") for line in done.stdout.splitlines())
-        return {path: value for path, _, value in lines if not ("/" + path).endswith(RESTLESS)}
+        return {path: value for path, _, value in lines}
 
     def state_files(self):
         return [name for name in os.listdir(self.state_dir) if name != "lock"]
@@ -165,7 +207,9 @@ class InTheKernel(Namespace):
             ("ipv4/ip_local_port_range", "40000 50001"),
             ("ipv4/ip_local_reserved_ports", "7,9000-9002"),
         ):
-            self.assertEqual(self.inside("sh", "-c", f"echo '{value}' > /proc/sys/net/{key}").returncode, 0, key)
+            self.assertEqual(
+                self.inside("sh", "-c", f"echo '{value}' > /proc/sys/net/{key}").returncode, 0, key
+            )
         before = self.values()
         also = "net.ipv4.tcp_slow_start_after_idle,net.ipv4.tcp_notsent_lowat"
         document = self.tune("apply", *BIG, "--port", "40001", "--also", also, "--yes")
@@ -174,7 +218,9 @@ class InTheKernel(Namespace):
         after = self.values()
         self.assertEqual(after["ipv4/ip_local_reserved_ports"], "7,9000-9002,40001")
         self.assertEqual(after["ipv4/tcp_rmem"].split(), ["4096", "8192", "4194304"])
-        self.assertEqual(self.tune("apply", *BIG, "--port", "40001", "--also", also)["outcomes"][0]["outcome"], "refused")
+        self.assertEqual(
+            self.tune("apply", *BIG, "--port", "40001", "--also", also)["outcomes"][0]["outcome"], "refused"
+        )
         self.tune("revert")
         self.assertEqual(self.values(), before)
 
@@ -189,12 +235,20 @@ class InTheKernel(Namespace):
         self.assertGreater(len(before), 200)
         document = self.tune("apply", *BIG, "--yes")
         outcomes = {each["name"]: each["outcome"] for each in document["outcomes"]}
-        self.assertEqual((outcomes["fs.nr_open"], outcomes["fs.epoll.max_user_watches"]), ("refused", "refused"))
+        self.assertEqual(
+            (outcomes["fs.nr_open"], outcomes["fs.epoll.max_user_watches"]), ("refused", "refused")
+        )
         self.assertEqual(outcomes["net.core.somaxconn"], "written")
         self.assertEqual(document["exit_code"], 1)
         absent = {knob["name"] for knob in document["knobs"] if knob["status"] == "absent"}
         self.assertLessEqual(
-            {"net.ipv4.tcp_mem", "net.core.netdev_max_backlog", "net.core.busy_poll", "net.ipv4.tcp_max_orphans"}, absent
+            {
+                "net.ipv4.tcp_mem",
+                "net.core.netdev_max_backlog",
+                "net.core.busy_poll",
+                "net.ipv4.tcp_max_orphans",
+            },
+            absent,
         )
         self.tune("apply", *TARGET, "--yes")
         self.assertEqual(host_values(), before)
@@ -215,48 +269,40 @@ class InTheKernel(Namespace):
         self.assertEqual((self.values(), self.values(other)), (applied, untouched))
 
 
-class Killed(Namespace):
+class Stopped(Namespace):
     """At every step of apply, and at every step of revert."""
 
-    def run_killed(self, driver, step, *arguments) -> int:
-        options = ("--sample", "0", "--state-dir", self.state_dir)
-        return self.inside(sys.executable, "-B", "-c", driver, str(step), *arguments, *options)
-
-    def through_all_steps(self, driver, died, arguments, prepare) -> int:
-        before = self.values()
-        for step in range(1, 100):
-            prepare()
-            done = self.run_killed(driver, step, *arguments)
-            self.assertEqual(self.tune("revert")["exit_code"], 0, f"step {step}")
-            self.assertEqual(self.values(), before, f"step {step}")
-            self.assertEqual([name for name in self.state_files() if name.endswith(".json")], [], f"step {step}")
-            if not died(done):
-                self.assertIn(done.returncode, (0, 1), done.stderr)
-                return step - 1
-        self.fail("it never came to an end")
+    def through_all_steps(self, by: int, first: tuple, then: tuple) -> list[tuple[int, str]]:
+        """(status, stderr) of the runs that were stopped; after each, a revert restored every value."""
+        plan = json.dumps([by, self.state_dir, first, then])
+        done = self.inside(sys.executable, "-B", "-c", STOPPER, plan)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        ends = json.loads(done.stdout)
+        for step, (_status, text, *after) in enumerate(ends, start=1):
+            self.assertEqual(
+                after, [0, [], []], f"status of revert, values changed, state left at {step}: {text}"
+            )
+        self.assertIn(ends[-1][0], (0, 1), "the last run had no more steps to be stopped at")
+        return [(status, text) for status, text, *_ in ends[:-1]]
 
     def test_apply_killed_at_any_step_is_reverted(self):
-        arguments = ("apply", *TARGET, "--yes")
-        died = lambda done: done.returncode in (-9, 137)  # noqa: E731
-        steps = self.through_all_steps(KILLER, died, arguments, lambda: None)
-        self.assertEqual(steps, 2 + 1 + 4, "two fsyncs and a rename of the state, four writes")
+        stopped = self.through_all_steps(signal.SIGKILL, (), APPLY)
+        self.assertEqual({status for status, _ in stopped}, {-signal.SIGKILL})
+        self.assertEqual(len(stopped), 2 + 1 + 4, "two fsyncs and a rename of the state, four writes")
 
     def test_revert_killed_at_any_step_is_completed_by_the_next(self):
-        died = lambda done: done.returncode in (-9, 137)  # noqa: E731
-        steps = self.through_all_steps(KILLER, died, ("revert",), lambda: self.tune("apply", *TARGET, "--yes"))
-        self.assertEqual(steps, 3 * (1 + 3) + (1 + 2), "each entry: write, save; the last: write, unlink, fsync")
+        stopped = self.through_all_steps(signal.SIGKILL, APPLY, ("revert",))
+        self.assertEqual({status for status, _ in stopped}, {-signal.SIGKILL})
+        self.assertEqual(
+            len(stopped), 3 * (1 + 3) + (1 + 2), "write and save; the last: write, unlink, fsync"
+        )
 
     def test_ctrl_c_at_any_step_ends_with_status_2_and_is_reverted(self):
-        outputs = []
-
-        def died(done):
-            if done.returncode == 2:
-                outputs.append(done.stderr)
-            return done.returncode == 2
-
-        self.through_all_steps(INTERRUPTER, died, ("apply", *TARGET, "--yes"), lambda: None)
-        self.assertEqual(len(outputs), 7)
-        self.assertTrue(all("revert" in text for text in outputs[3:]), outputs)
+        stopped = self.through_all_steps(signal.SIGINT, (), APPLY)
+        self.assertEqual({status for status, _ in stopped}, {2})
+        self.assertEqual(len(stopped), 7)
+        for _, text in stopped:
+            self.assertIn("`tune.sh revert` restores", text)
 
 
 class Listening(Namespace):
@@ -280,7 +326,9 @@ class Listening(Namespace):
             backlog = found["listen.backlog"]
             self.assertEqual((backlog["current"], backlog["wanted"], backlog["status"]), (8, 1024, "wanted"))
             evidence = {each["name"]: each for each in backlog["evidence"]}
-            self.assertEqual((evidence["listen.Recv-Q"]["total"], evidence["listen.Recv-Q"]["is_alarming"]), (9, True))
+            self.assertEqual(
+                (evidence["listen.Recv-Q"]["total"], evidence["listen.Recv-Q"]["is_alarming"]), (9, True)
+            )
             overflows = {each["name"]: each["total"] for each in found["net.core.somaxconn"]["evidence"]}
             self.assertGreaterEqual(overflows["TcpExt.ListenOverflows"], 3)
 
@@ -300,7 +348,10 @@ class Listening(Namespace):
         self.addCleanup(process.stdout.close)
         for current, status in ((0, "optional"), (1, "ok")):
             self.assertEqual(process.stdout.readline(), "ready\n")
-            found = {knob["name"]: knob for knob in self.tune("check", "--role", "generator", "--pid", str(process.pid))["knobs"]}
+            found = {
+                knob["name"]: knob
+                for knob in self.tune("check", "--role", "generator", "--pid", str(process.pid))["knobs"]
+            }
             knob = found["socket.IP_BIND_ADDRESS_NO_PORT"]
             self.assertEqual((knob["current"], knob["status"]), (current, status))
             process.stdin.write("\n")
@@ -314,13 +365,17 @@ class WithoutRoot(Namespace):
         with tempfile.TemporaryDirectory() as directory:
             os.chmod(directory, 0o755)
             scripts = os.path.join(directory, "scripts")
-            shutil.copytree(HERE, os.path.join(scripts, "tune"), ignore=shutil.ignore_patterns("test_*", "__pycache__"))
+            shutil.copytree(
+                HERE, os.path.join(scripts, "tune"), ignore=shutil.ignore_patterns("test_*", "__pycache__")
+            )
             script = shutil.copy(TUNE_SH, scripts)
             enter = ["nsenter", "--net", "--mount", "--target", str(self.holder.pid)]
             enter += ["--setuid", str(self.NOBODY), "--setgid", str(self.NOBODY), "--", script]
 
             def run(*arguments):
-                return subprocess.run([*enter, *arguments], cwd="/", capture_output=True, text=True, check=False)
+                return subprocess.run(
+                    [*enter, *arguments], cwd="/", capture_output=True, text=True, check=False
+                )
 
             check = run("check", *TARGET, "--sample", "0")
             self.assertEqual(check.returncode, 1, check.stderr)

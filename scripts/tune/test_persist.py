@@ -27,7 +27,9 @@ class Persist(Machine):
         self.run_tune("persist", *TARGET)
         self.assertIn("net.ipv4.ip_local_port_range = 1024 65535", self.lines())
         self.assertIn("net.ipv4.ip_local_reserved_ports = 40000", self.lines())
-        self.assertNotIn("net.core.somaxconn", " ".join(self.lines()), "not a target's business: left to the kernel")
+        self.assertNotIn(
+            "net.core.somaxconn", " ".join(self.lines()), "not a target's business: left to the kernel"
+        )
 
     def test_twice_is_once(self):
         self.run_tune("persist", *SERVER)
@@ -73,7 +75,10 @@ class Persist(Machine):
 
     def test_the_drop_in_never_lowers_what_the_unit_has(self):
         unit = "/etc/systemd/system/resound.service"
-        for text, limit in (("LimitNOFILE=900000", "900000:900000"), ("LimitNOFILE=infinity", "infinity:infinity")):
+        for text, limit in (
+            ("LimitNOFILE=900000", "900000:900000"),
+            ("LimitNOFILE=infinity", "infinity:infinity"),
+        ):
             self.put(unit, f"[Service]\n{text}")
             self.run_tune("persist", *SERVER)
             self.assertIn(f"LimitNOFILE={limit}", self.get(DROP_IN))
@@ -90,7 +95,9 @@ class Persist(Machine):
         before = self.snapshot()
         for call in ("os.fsync", "os.rename"):
             with mock.patch(call, side_effect=OSError(5, "Input/output error")):
-                code, _, _ = self.run_tune("persist", "--connections", "1M", "--churn", "20k/s", "--role", "server")
+                code, _, _ = self.run_tune(
+                    "persist", "--connections", "1M", "--churn", "20k/s", "--role", "server"
+                )
             self.assertEqual((code, self.snapshot()), (2, before), call)
 
     def test_a_child_namespace_has_no_boot_to_describe(self):

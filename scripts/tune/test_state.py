@@ -30,7 +30,11 @@ class Recording(System):
 class Changing(Machine):
     def state_files(self):
         directory = self.root + "/run/resound-tune"
-        return sorted(name for name in os.listdir(directory) if name != "lock") if os.path.isdir(directory) else []
+        return (
+            sorted(name for name in os.listdir(directory) if name != "lock")
+            if os.path.isdir(directory)
+            else []
+        )
 
     def test_apply_is_a_dry_run_unless_told_yes(self):
         before = self.snapshot()
@@ -48,7 +52,9 @@ class Changing(Machine):
     def test_apply_then_revert_restores_every_file(self):
         before = self.snapshot()
         document = self.run_json("apply", *TARGET, "--yes")
-        self.assertGreaterEqual(len([each for each in document["outcomes"] if each["outcome"] == "written"]), 4)
+        self.assertGreaterEqual(
+            len([each for each in document["outcomes"] if each["outcome"] == "written"]), 4
+        )
         self.assertEqual(self.get_sysctl("net.ipv4.ip_local_port_range"), "1024 65535")
         self.assertEqual(self.get_sysctl("net.ipv4.ip_local_reserved_ports"), "40000")
         code, _, _ = self.run_tune("revert")
@@ -99,7 +105,9 @@ class Changing(Machine):
 
         class Looking(System):
             def write(self, name, text):
-                with open(test.root + "/run/resound-tune/netns-inode-4026531840.json", encoding="utf-8") as file:
+                with open(
+                    test.root + "/run/resound-tune/netns-inode-4026531840.json", encoding="utf-8"
+                ) as file:
                     saved = {entry["path"]: entry["prior"] for entry in json.load(file)["entries"]}
                 test.assertEqual(saved[name], " ".join(self.read(name).split()))
                 test.looked += 1
@@ -126,7 +134,9 @@ class Changing(Machine):
     def test_a_value_the_kernel_rounded_is_still_ours(self):
         class Rounding(System):
             def write(self, name, text):
-                super().write(name, "200000" if name.endswith("tcp_max_tw_buckets") and text == "180000" else text)
+                super().write(
+                    name, "200000" if name.endswith("tcp_max_tw_buckets") and text == "180000" else text
+                )
 
         before = self.snapshot()
         self.run_tune("apply", *TARGET, "--yes", system=Rounding(self.root))
@@ -138,7 +148,9 @@ class Changing(Machine):
 class Interrupted(Machine):
     def test_ctrl_c_before_any_write_leaves_a_state_that_reverts(self):
         before = self.snapshot()
-        count = len([each for each in self.run_json("apply", *TARGET)["outcomes"] if each["outcome"] == "planned"])
+        count = len(
+            [each for each in self.run_json("apply", *TARGET)["outcomes"] if each["outcome"] == "planned"]
+        )
         self.assertGreaterEqual(count, 4)
         for at in range(count):
             system = Recording(self.root, at, KeyboardInterrupt())
@@ -233,10 +245,14 @@ class GlobalKnobs(Machine):
         refused = {each["name"] for each in document["outcomes"] if each["outcome"] == "refused"}
         self.assertLessEqual({"fs.nr_open", "fs.epoll.max_user_watches"}, refused)
         self.assertEqual(document["exit_code"], 1)
-        self.assertTrue(all(reason in each["reason"] for each in document["outcomes"] if each["outcome"] == "refused"))
+        self.assertTrue(
+            all(reason in each["reason"] for each in document["outcomes"] if each["outcome"] == "refused")
+        )
         changed = {path for path, text in self.snapshot().items() if before[path] != text}
         self.assertEqual(
-            changed, {"/proc/sys/net/core/somaxconn", "/proc/sys/net/ipv4/tcp_max_tw_buckets"}, "namespace knobs only"
+            changed,
+            {"/proc/sys/net/core/somaxconn", "/proc/sys/net/ipv4/tcp_max_tw_buckets"},
+            "namespace knobs only",
         )
 
     def test_are_refused_in_a_child_user_namespace(self):
@@ -248,7 +264,12 @@ class GlobalKnobs(Machine):
         self.assert_refused("child pid namespace")
 
     def test_are_refused_in_a_child_network_namespace(self):
-        for name in ("net/core/netdev_max_backlog", "net/core/busy_poll", "net/core/busy_read", "net/ipv4/tcp_mem"):
+        for name in (
+            "net/core/netdev_max_backlog",
+            "net/core/busy_poll",
+            "net/core/busy_read",
+            "net/ipv4/tcp_mem",
+        ):
             self.remove("/proc/sys/" + name)
         self.remove("/proc/sys/net/ipv4/tcp_max_orphans")
         self.assert_refused("child network namespace")

@@ -64,11 +64,15 @@ class Spelling(unittest.TestCase):
         self.assertEqual(canonical("/proc/sys/net/ipv4/tcp_mem", "1\t2\t 3\n"), "1 2 3")
 
     def test_counts_and_rates(self):
-        self.assertEqual([parse_count(text) for text in ("200k", "1M", "1_000", "7")], [200_000, 1_000_000, 1000, 7])
+        self.assertEqual(
+            [parse_count(text) for text in ("200k", "1M", "1_000", "7")], [200_000, 1_000_000, 1000, 7]
+        )
         self.assertEqual([parse_rate(text) for text in ("2000/s", "2k/s", "5")], [2000, 2000, 5])
         for text in ("", "-1", "1.5", "k", "1/min", "2000/", "٣"):
             with self.assertRaises(ValueError, msg=text):
                 parse_rate(text)
 
     def test_powers_of_two(self):
-        self.assertEqual([power_of_two_at_least(n) for n in (0, 1, 2, 3, 1024, 1025)], [1, 1, 2, 4, 1024, 2048])
+        self.assertEqual(
+            [power_of_two_at_least(n) for n in (0, 1, 2, 3, 1024, 1025)], [1, 1, 2, 4, 1024, 2048]
+        )

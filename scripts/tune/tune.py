@@ -1,6 +1,6 @@
 """scripts/tune.sh: checks, raises, restores and persists what the kernel allows a target.
 
-This file is the command line: flags in, exit status out. knobs.py knows what is wanted and why,
+This file is the command line: flags in, exit status out. knobs.py knows what is wanted and why (in the words of view.py),
 state.py changes values and takes changes back, persist.py writes the files for the next boot,
 mistakes.py reads those of others, kernel.py is the machine, report.py the words.
 """
@@ -11,14 +11,16 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 
 import mistakes
 import persist
 import report
 import state
 from kernel import Lock, Sample, System, TuneError
-from knobs import OPTIONAL, WANTED, Target, View, examine
+from knobs import examine
 from values import parse_count, parse_rate
+from view import OPTIONAL, WANTED, Target, View
 
 EXIT_GOOD, EXIT_WANTED, EXIT_ERROR = 0, 1, 2
 
@@ -69,14 +71,34 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--role", choices=["server", "generator"], help="which end this machine is")
     add("--port", type=_port, metavar="N", help="the server's port: shows its queue, reserves it")
     add("--pid", type=_positive, metavar="PID", help="the running process: shows its limits and sockets")
-    add("--also", type=lambda text: text.split(","), default=[], metavar="KNOB,…", help="optional knobs to want, too")
-    add("--sample", type=_seconds, metavar="S", help="seconds between two looks at the counters (default 1; 0: one look)")
+    add(
+        "--also",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="KNOB,…",
+        help="optional knobs to want, too",
+    )
+    add(
+        "--sample",
+        type=_seconds,
+        metavar="S",
+        help="seconds between two looks at the counters (default 1; 0: one look)",
+    )
     add("--json", action="store_true", help="one JSON document on stdout")
     add("--yes", action="store_true", help="apply: do it")
     add("--dry-run", action="store_true", help="revert, persist: only show")
-    add("--forget", action="store_true", help="revert: drop the saved values of conflicts instead of keeping them")
+    add(
+        "--forget",
+        action="store_true",
+        help="revert: drop the saved values of conflicts instead of keeping them",
+    )
     add("--remove", action="store_true", help="persist: remove our two files")
-    add("--unit", default="resound.service", metavar="UNIT", help="persist: the systemd unit (default %(default)s)")
+    add(
+        "--unit",
+        default="resound.service",
+        metavar="UNIT",
+        help="persist: the systemd unit (default %(default)s)",
+    )
     add("--root", default="/", metavar="DIR", help="look for /proc, /sys and /etc below DIR (tests)")
     add("--state-dir", metavar="DIR", help="prior values (default /run/resound-tune, below --root)")
     options = parser.parse_args(arguments)
@@ -158,7 +180,9 @@ class Tool:
         optional = [each.name for each in self.findings if each.status == OPTIONAL]
         for name in self.options.also:
             if name not in known:
-                raise TuneError(f"--also {name}: no such knob; optional here: {', '.join(optional) or 'none'}")
+                raise TuneError(
+                    f"--also {name}: no such knob; optional here: {', '.join(optional) or 'none'}"
+                )
 
     def say(self, *paragraphs: str) -> None:
         text = "\n\n".join(each for each in paragraphs if each)
@@ -209,7 +233,9 @@ class Tool:
         exit_code = EXIT_WANTED if self.is_something_wanted else EXIT_GOOD
         if any(each.outcome == "failed" for each in outcomes):
             exit_code = EXIT_ERROR
-        return self.document(exit_code, outcomes=[vars(each) for each in outcomes], is_dry_run=not self.options.yes)
+        return self.document(
+            exit_code, outcomes=[vars(each) for each in outcomes], is_dry_run=not self.options.yes
+        )
 
     def _apply_locked(self) -> list[state.Outcome]:
         self._look_again()  # what another run wrote before we held the lock is seen, not lowered
@@ -240,7 +266,9 @@ class Tool:
             self.say(f"{persist.SYSCTL_FILE} sets values at the next boot: persist --remove removes it.")
         kinds = {each.outcome for each in outcomes}
         exit_code = EXIT_ERROR if "failed" in kinds else EXIT_WANTED if "conflict" in kinds else EXIT_GOOD
-        return self.document(exit_code, outcomes=[vars(each) for each in outcomes], is_dry_run=self.options.dry_run)
+        return self.document(
+            exit_code, outcomes=[vars(each) for each in outcomes], is_dry_run=self.options.dry_run
+        )
 
     def persist(self) -> int:
         options = self.options
@@ -253,11 +281,19 @@ class Tool:
             self.say(f"{file.outcome:<10}{file.path}")
             if options.dry_run and not options.remove:
                 self.say("".join(f"    {line}\n" for line in file.text.splitlines()))
-        self.say("" if files else "Nothing to do: no such file of ours." if options.remove else "Nothing to persist.")
+        self.say(
+            ""
+            if files
+            else "Nothing to do: no such file of ours."
+            if options.remove
+            else "Nothing to persist."
+        )
         for warning in warnings:
             self.say(f"warning   {warning}")
         if any(file.outcome in ("written", "removed") for file in files):
-            self.say("Next: sysctl --system, and systemctl daemon-reload; the service takes its limit when it restarts.")
+            self.say(
+                "Next: sysctl --system, and systemctl daemon-reload; the service takes its limit when it restarts."
+            )
         is_left = any(file.outcome == "planned" for file in files)
         return self.document(
             EXIT_WANTED if warnings or is_left else EXIT_GOOD,
@@ -312,11 +348,17 @@ def _interrupt(_signal, _frame):
     raise KeyboardInterrupt
 
 
-if __name__ == "__main__":
-    # As a Ctrl-C: what was saved stays, and the last line says what to do.
+def main() -> int:
+    # SIGTERM as a Ctrl-C: what was saved stays, and the last line says what to do.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        sys.exit(run(sys.argv[1:]))
+        return run(sys.argv[1:])
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(EXIT_ERROR)
+    except Exception:  # a bug of ours must not pass for status 1, "something is wanted"
+        traceback.print_exc()
+    return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -88,4 +88,4 @@ def parse_count(text: str) -> int:
 
 def parse_rate(text: str) -> int:
     """`2000/s`, or `2000`, which means the same."""
-    return parse_count(text[:-2] if text.endswith("/s") else text)
+    return parse_count(text.removesuffix("/s"))

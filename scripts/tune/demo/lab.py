@@ -71,7 +71,10 @@ def tune_apply(*target: str) -> None:
     print("$ scripts/tune.sh apply --yes " + " ".join(target), flush=True)
     with tempfile.TemporaryDirectory() as state_dir:
         done = subprocess.run(
-            [TUNE, "apply", "--yes", "--state-dir", state_dir, *target], capture_output=True, text=True, check=False
+            [TUNE, "apply", "--yes", "--state-dir", state_dir, *target],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if done.returncode == 2:
         sys.exit(done.stderr)
@@ -103,7 +106,9 @@ def listen(address: str, port: int, backlog: int) -> socket.socket:
     return listener
 
 
-def connect_many(address: tuple[str, int], count: int, wait_s: float = 0.5) -> tuple[list[socket.socket], list[socket.socket]]:
+def connect_many(
+    address: tuple[str, int], count: int, wait_s: float = 0.5
+) -> tuple[list[socket.socket], list[socket.socket]]:
     """(connected, still waiting) after `wait_s`; less if all are through."""
     waiting = []
     for _ in range(count):

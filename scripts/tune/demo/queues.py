@@ -21,7 +21,9 @@ accepted = [server.accept()[0] for _ in clients]
 listing = lab.show("ss", "-ltn", f"sport = :{PORT}")
 lab.expect(listing.splitlines()[1].split()[1:3] == ["0", "100"], "Recv-Q 0 after accept()")
 
-lab.say("A server that does not read: 100 messages of 64 octets wait in its Recv-Q. The server is the slow one.")
+lab.say(
+    "A server that does not read: 100 messages of 64 octets wait in its Recv-Q. The server is the slow one."
+)
 client = clients[0]
 peer = next(each for each in accepted if each.getpeername() == client.getsockname())
 for _ in range(100):
@@ -31,7 +33,9 @@ of_client = f"dport = :{PORT} and sport = :{client.getsockname()[1]}"
 lab.wait_until(lambda: columns(of_server) == (6400, 0), "Recv-Q 6400")
 lab.show("ss", "-tn", of_server)
 
-lab.say("A client that does not read: the server's window fills, then its Send-Q grows. The client (or the path) is slow.")
+lab.say(
+    "A client that does not read: the server's window fills, then its Send-Q grows. The client (or the path) is slow."
+)
 peer.setblocking(False)
 sent = 0
 try:
@@ -39,7 +43,9 @@ try:
         sent += peer.send(bytes(65536))
 except BlockingIOError:
     pass
-lab.wait_until(lambda: columns(of_server)[1] + columns(of_client)[0] == sent, "every octet is in one of the two queues")
+lab.wait_until(
+    lambda: columns(of_server)[1] + columns(of_client)[0] == sent, "every octet is in one of the two queues"
+)
 lab.show("ss", "-tn", of_server)
 lab.show("ss", "-tn", of_client)
 (server_recv, server_send), (client_recv, _) = columns(of_server), columns(of_client)

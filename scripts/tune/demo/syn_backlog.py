@@ -8,7 +8,12 @@ import lab
 
 COUNT = 300
 ADDRESS = "10.98.0.1"
-COUNTERS = ("TcpExt.TCPReqQFullDrop", "TcpExt.TCPReqQFullDoCookies", "TcpExt.SyncookiesSent", "TcpExt.ListenDrops")
+COUNTERS = (
+    "TcpExt.TCPReqQFullDrop",
+    "TcpExt.TCPReqQFullDoCookies",
+    "TcpExt.SyncookiesSent",
+    "TcpExt.ListenDrops",
+)
 
 
 def checksum(data: bytes) -> int:
@@ -55,7 +60,9 @@ for device in ("out", "nowhere"):
     lab.quiet("ip", "link", "set", device, "arp", "off", "up")
 lab.quiet("ip", "addr", "add", f"{ADDRESS}/16", "dev", "out")
 
-lab.say(f"Cookies on (the default), {COUNT} SYNs whose senders never answer. tcp_max_syn_backlog small, then large:")
+lab.say(
+    f"Cookies on (the default), {COUNT} SYNs whose senders never answer. tcp_max_syn_backlog small, then large:"
+)
 held, moved = trial(9001, cookies=1, backlog=64, max_syn_backlog=16)
 lab.expect(held == 65, "backlog + 1 are held")
 lab.expect(moved["TcpExt.SyncookiesSent"] == COUNT - 65, "the others get a cookie")
@@ -68,8 +75,12 @@ lab.expect(held == COUNT and moved["TcpExt.SyncookiesSent"] == 0, "all are held,
 
 lab.say("Cookies off: now tcp_max_syn_backlog counts. Newcomers are dropped once three quarters are taken.")
 held, moved = trial(9004, cookies=0, backlog=512, max_syn_backlog=16)
-lab.expect(held == 13 and moved["TcpExt.TCPReqQFullDrop"] == 0, "13 held of 16: dropped, but not as a full queue")
+lab.expect(
+    held == 13 and moved["TcpExt.TCPReqQFullDrop"] == 0, "13 held of 16: dropped, but not as a full queue"
+)
 held, moved = trial(9005, cookies=0, backlog=64, max_syn_backlog=4096)
-lab.expect(held == 65 and moved["TcpExt.TCPReqQFullDrop"] == COUNT - 65, "full at backlog + 1: TCPReqQFullDrop")
+lab.expect(
+    held == 65 and moved["TcpExt.TCPReqQFullDrop"] == COUNT - 65, "full at backlog + 1: TCPReqQFullDrop"
+)
 held, moved = trial(9006, cookies=0, backlog=512, max_syn_backlog=4096)
 lab.expect(held == COUNT, "both large enough: all are held")

@@ -66,7 +66,9 @@ def start_server(address: str, in_own_namespace: bool) -> int:
     def is_up() -> bool:
         with socket.socket() as probe:
             probe.settimeout(1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # close with a reset
             return probe.connect_ex((address, PORT)) == 0
 
     lab.wait_until(is_up, f"the server at {address}")
@@ -105,7 +107,9 @@ lab.enter()
 server_far = start_server(FAR, in_own_namespace=True)
 server_near = start_server("127.0.0.1", in_own_namespace=False)
 
-lab.say(f"{COUNT} ports, tcp_tw_reuse=2 (the default). The generator closes first. To a neighbour over a wire:")
+lab.say(
+    f"{COUNT} ports, tcp_tw_reuse=2 (the default). The generator closes first. To a neighbour over a wire:"
+)
 lab.set_sysctl("net.ipv4.ip_local_port_range", f"40000 {40000 + COUNT - 1}")
 lab.set_sysctl("net.ipv4.tcp_tw_reuse", "2")
 lab.expect(round_of_connects(FAR) == COUNT, "the first round connects")
