@@ -243,7 +243,6 @@ def tcp_timestamps(view: View) -> Finding:
         scope=NAMESPACE,
         unit="mode",
         why="without timestamps tcp_tw_reuse does nothing",
-        restart="new connections only",
     )
 
 
@@ -312,7 +311,6 @@ def ip_local_port_range(view: View) -> Finding:
         scope=NAMESPACE,
         unit="ports",
         why="one source address reaches one destination this many times, TIME_WAIT included",
-        restart="new connections only",
         evidence=view.gauge("sockstat.tw", "sockets"),
     )
     if text is None or view.target.is_server:
@@ -579,7 +577,6 @@ def _socket_buffer(view: View, which: str, *counters: str) -> Finding:
         scope=NAMESPACE,
         unit="octets",
         why="allocated on demand: a smaller minimum saves nothing when idle, a small maximum throttles",
-        restart="new connections only",
         evidence=view.evidence(*counters),
     )
 
