@@ -231,6 +231,16 @@ class TheScript(unittest.TestCase):
         self.assertIn(done.returncode, (0, 1), done.stderr)
         self.assertEqual(json.loads(done.stdout)["exit_code"], done.returncode)
 
+    def test_a_reader_that_leaves_early_is_no_news(self):
+        done = subprocess.run(
+            ["bash", "-c", '"$0" --sample 0 | head -1; echo "${PIPESTATUS[0]}"', TUNE_SH],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.assertEqual(done.stderr, "")
+        self.assertIn(done.stdout.splitlines()[1], ("0", "1", "2"))
+
     def test_two_looks_at_the_counters_show_what_moved(self):
         done = subprocess.run([TUNE_SH, "--sample", "0.1"], capture_output=True, text=True, check=False)
         self.assertTrue(re.search(r"ListenOverflows \d+ \([+-]\d+\)", done.stdout), done.stdout + done.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -325,6 +326,8 @@ def run(arguments: list[str], system: System | None = None) -> int:
         error: Exception = TuneError("interrupted")
     except TuneError as raised:
         error = raised
+    except BrokenPipeError:
+        raise
     except OSError as raised:
         error = TuneError(f"{raised.filename or options.command}: {raised.strerror or raised}")
     if options.json:
@@ -352,9 +355,11 @@ def main() -> int:
     # SIGTERM as a Ctrl-C: what was saved stays, and the last line says what to do.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return run(sys.argv[1:])
-    except BrokenPipeError:
-        sys.stderr.close()
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:  # a bug of ours must not pass for status 1, "something is wanted"
         traceback.print_exc()
     return EXIT_ERROR
