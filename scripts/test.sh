@@ -63,7 +63,7 @@ step_scripts() {
 step_deny() {
     need_cargo_tool cargo-deny "$CARGO_DENY"
     # Advisories need a clone of their database from the network: scripts/test.sh works without one.
-    cargo deny --all-features check bans licenses sources
+    cargo deny check --hide-inclusion-graph bans licenses sources
     note "$(cargo metadata -q --format-version 1 --all-features |
         "$VENV/bin/python" -c 'import json, sys; print(len(json.load(sys.stdin)["packages"]))') packages"
 }
@@ -74,7 +74,8 @@ step_clippy() {
 }
 
 step_doc() {
-    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+    # With private items: these docs are read by people who change the code, and its links are checked too.
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
     note 'no warnings'
 }
 
