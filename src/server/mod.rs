@@ -11,6 +11,7 @@ mod hub;
 mod inbox;
 mod metrics;
 mod session;
+mod simulation;
 mod worker;
 
 use std::io;
@@ -20,6 +21,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 pub use metrics::{Counter, Counters};
+pub use simulation::Simulation;
 
 use crate::config::{Config, Io};
 use crate::net::epoll::EpollBackend;
