@@ -87,6 +87,7 @@ step_bench() {
     local out=$LOG_DIR/bench.out status=0
     cargo test --workspace --bench '*' --no-fail-fast 2>&1 | tee "$out" || status=$?
     note "$(grep -c '^Success' "$out" || true) benchmarks"
+    grep -q '^Success' "$out" || die 'no benchmark ran'
     return "$status"
 }
 
