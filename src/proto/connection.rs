@@ -247,6 +247,7 @@ impl Connection {
         while self.state != State::Closed {
             let frame = match self.frame {
                 Some(frame) => frame,
+                None if input.unread_len() == 0 => return Ok(()),
                 None => {
                     if let Some(header) = self.read_small_header(input, limits) {
                         self.whole_message(&header, input, handler)?;
