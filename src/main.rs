@@ -44,7 +44,11 @@ fn start(config: Config) -> anyhow::Result<Server> {
         .init();
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals")?;
     let server = Server::start(config.clone())?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = server.worker_count(), ?config, "started");
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    let (version, workers) = (env!("CARGO_PKG_VERSION"), server.worker_count());
+    tracing::info!(version, kernel = kernel.trim_end(), workers, flags = flags.join(" "), "serving");
+    tracing::debug!(?config);
 
     let stop = server.stopper();
     std::thread::spawn(move || {
