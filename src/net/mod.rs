@@ -10,6 +10,7 @@
 pub mod epoll;
 mod listen;
 mod queue;
+pub mod sim;
 
 use std::io;
 use std::ops::Range;
