@@ -311,7 +311,7 @@ impl Connection {
     }
 
     /// The header of what nearly every frame is: a whole message of at most 125 octets from a client, all of
-    /// it here. Anything else, good or bad, is `None` and left to [`read_header`](Self::read_header) and what
+    /// it here, on a connection that compresses nothing. Anything else, good or bad, is `None` and left to [`read_header`](Self::read_header) and what
     /// follows it, which would do the same with this: `fuzz_targets/frame.rs` and the tests that cut their
     /// input take both ways.
     #[inline(always)]
@@ -326,7 +326,8 @@ impl Connection {
         };
         let len = usize::from(second).checked_sub(0x80)?; // not masked
         let is_small = len <= CONTROL_LEN_MAX && len <= rest.len() && len as u64 <= limits.message_size_max;
-        if !is_small || self.head_len != 0 || self.message.is_some() || self.role != Role::Server {
+        let is_idle = self.head_len == 0 && self.message.is_none();
+        if !is_small || !is_idle || self.role != Role::Server || self.compression.is_some() {
             return None;
         }
         input.read += 6;
