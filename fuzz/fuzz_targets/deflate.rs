@@ -5,7 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use resound::proto::handshake::extensions;
 use resound::proto::{
-    Codecs, Connection, DeflateOffer, DeflatePolicy, DeflateSettings, Handler, Limits, Message, Replies, Reply,
+    Codecs, Connection, DeflateOffer, DeflatePolicy, DeflateSettings, Handler, Limits, Message, Replies,
+    Reply,
 };
 
 const LIMITS: Limits = Limits { message_size_max: 50_000, fragments_max: 100 };
@@ -50,8 +51,7 @@ fuzz_target!(|data: &[u8]| {
     let mut replies = Replies::default();
     let (first, second) = octets.split_at(octets.len() * usize::from(*cut) / 256);
     for piece in [first, second] {
-        let _ =
-            connection.receive(&mut piece.to_vec(), 0, &LIMITS, &mut codecs, &mut replies, &mut Echo);
+        let _ = connection.receive(&mut piece.to_vec(), 0, &LIMITS, &mut codecs, &mut replies, &mut Echo);
     }
     drop(connection);
     assert_eq!(codecs.memory_bytes(), 0, "everything was given back");
