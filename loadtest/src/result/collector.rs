@@ -10,7 +10,7 @@
 //! their histograms and their connect counts go into the totals from every phase.
 
 use super::model::{Interval, Phase, Recorders, Sample};
-use super::recorder::{Counts, Metric, Recorder, Slice};
+use super::recorder::{Counts, Metric, Slice};
 
 /// The timeline and the totals so far.
 #[derive(Debug)]

@@ -8,3 +8,7 @@ pub mod collector;
 pub mod encode;
 pub mod model;
 pub mod recorder;
+pub mod slo;
+pub mod sufficiency;
+pub mod units;
+pub mod verdict;
