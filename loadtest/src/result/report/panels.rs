@@ -7,7 +7,7 @@ use super::super::recorder::Metric;
 use super::super::slo::Slo;
 use super::super::{sufficiency, units};
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
-use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of, timeline};
+use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of};
 
 const FULL_WIDTH: f64 = 1160.0;
 const HALF_WIDTH: f64 = 560.0;
@@ -157,11 +157,10 @@ impl OverTime {
 }
 
 /// p50, p99, p99.9 and max over time, above the density of all samples.
-pub(super) fn latency_over_time(result: &RunResult) -> Markup {
+pub(super) fn latency_over_time(result: &RunResult, timeline: &[Interval]) -> Markup {
     let metric = result.plan.headline();
-    let timeline = timeline(result);
     let line = |name: &str, class, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
+        over_time(name, class, timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
     };
     let series = vec![
         line("max", "c4", 1.0),
@@ -169,7 +168,7 @@ pub(super) fn latency_over_time(result: &RunResult) -> Markup {
         line("p99", "c5", 0.99),
         line("p50", "c3", 0.5),
     ];
-    let mut marks = density(&timeline, metric);
+    let mut marks = density(timeline, metric);
     for slo in slos_of(result) {
         if let Some(limit) = slo.latency_limit_ns(metric, metric) {
             marks.push(Mark::Horizontal { y: limit, label: format!("objective {slo}"), class: "bad" });
@@ -186,7 +185,7 @@ pub(super) fn latency_over_time(result: &RunResult) -> Markup {
     let title = format!("{} over time", capitalised(metric.title()));
     let hint =
         "Percentiles of each interval; behind them all samples, darker where there are more (logarithmic).";
-    look.chart(&timeline, series, marks).map_or(html! {}, |chart| panel(&title, hint, chart.render()))
+    look.chart(timeline, series, marks).map_or(html! {}, |chart| panel(&title, hint, chart.render()))
 }
 
 fn per_s(interval: &Interval, count: u64) -> Option<f64> {
@@ -198,11 +197,10 @@ fn rate_tick(value: f64) -> String {
 }
 
 /// Offered and achieved rate over time, and errors where there are any.
-pub(super) fn rate_over_time(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn rate_over_time(result: &RunResult, timeline: &[Interval]) -> Markup {
     let connect = result.plan.mode == Mode::Connect;
     let line = |name: &str, class, count: fn(&Interval) -> u64| {
-        over_time(name, class, &timeline, rate_tick, |interval| per_s(interval, count(interval)))
+        over_time(name, class, timeline, rate_tick, |interval| per_s(interval, count(interval)))
     };
     let offered = line("offered", "c8 dashed", |interval| interval.counts.scheduled);
     let mut series = Vec::new();
@@ -228,15 +226,14 @@ pub(super) fn rate_over_time(result: &RunResult) -> Markup {
         log: false,
     };
     let hint = "What the schedule offered, and what was done of it.";
-    look.chart(&timeline, series, Vec::new()).map_or(html! {}, |chart| panel("Rate", hint, chart.render()))
+    look.chart(timeline, series, Vec::new()).map_or(html! {}, |chart| panel("Rate", hint, chart.render()))
 }
 
 /// Messages in flight and connections open.
-pub(super) fn in_flight(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn in_flight(timeline: &[Interval]) -> Markup {
     let whole: Format = |value| units::count(value.round() as u64);
     let line = |name: &str, class, level: fn(&Interval) -> u64| {
-        over_time(name, class, &timeline, whole, |interval| Some(level(interval) as f64))
+        over_time(name, class, timeline, whole, |interval| Some(level(interval) as f64))
     };
     let series = vec![
         line("messages in flight", "c2", |interval| interval.in_flight),
@@ -251,15 +248,14 @@ pub(super) fn in_flight(result: &RunResult) -> Markup {
         log: false,
     };
     let hint = "A rising number of messages in flight is a server that does not keep up.";
-    look.chart(&timeline, series, Vec::new())
+    look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("In flight and open", hint, chart.render()))
 }
 
 /// Broadcast: how far apart the first and the last subscriber are.
-pub(super) fn fan_out(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn fan_out(timeline: &[Interval]) -> Markup {
     let line = |name: &str, class, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| {
+        over_time(name, class, timeline, units::latency, |interval| {
             quantile_of(interval, Metric::Spread, quantile)
         })
     };
@@ -273,7 +269,7 @@ pub(super) fn fan_out(result: &RunResult) -> Markup {
         log: true,
     };
     let hint = "From the first to the last subscriber's receipt of one publication.";
-    look.chart(&timeline, series, Vec::new())
+    look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("First-to-last spread", hint, chart.render()))
 }
 
@@ -282,9 +278,8 @@ fn cpu_tick(value: f64) -> String {
 }
 
 /// CPU of the server.
-pub(super) fn server_cpu(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
-    let cpu = over_time("", "c2", &timeline, cpu_tick, |interval| interval.sample.server_cpu_percent);
+pub(super) fn server_cpu(timeline: &[Interval]) -> Markup {
+    let cpu = over_time("", "c2", timeline, cpu_tick, |interval| interval.sample.server_cpu_percent);
     let look = OverTime {
         id: "server-cpu",
         width: HALF_WIDTH,
@@ -294,14 +289,13 @@ pub(super) fn server_cpu(result: &RunResult) -> Markup {
         log: false,
     };
     let hint = "100 % is one core busy.";
-    look.chart(&timeline, vec![cpu], Vec::new())
+    look.chart(timeline, vec![cpu], Vec::new())
         .map_or(html! {}, |chart| panel("Server CPU", hint, chart.render()))
 }
 
 /// Resident memory of the server.
-pub(super) fn server_memory(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
-    let rss = over_time("", "c6", &timeline, units::octets, |interval| {
+pub(super) fn server_memory(timeline: &[Interval]) -> Markup {
+    let rss = over_time("", "c6", timeline, units::octets, |interval| {
         interval.sample.server_rss_octets.map(|octets| octets as f64)
     });
     let look = OverTime {
@@ -313,15 +307,14 @@ pub(super) fn server_memory(result: &RunResult) -> Markup {
         log: false,
     };
     let hint = "Resident memory; what the kernel holds for sockets is not in it.";
-    look.chart(&timeline, vec![rss], Vec::new())
+    look.chart(timeline, vec![rss], Vec::new())
         .map_or(html! {}, |chart| panel("Server memory", hint, chart.render()))
 }
 
 /// Kernel counters that moved, on the same time axis.
-pub(super) fn kernel(result: &RunResult) -> Markup {
+pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] =
         ["c4 stems", "c2 stems", "c1 stems", "c3 stems", "c5 stems", "c6 stems", "c7 stems", "c8 stems"];
-    let timeline = timeline(result);
     let mut names: Vec<&String> =
         timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys()).collect();
     names.sort();
@@ -331,7 +324,7 @@ pub(super) fn kernel(result: &RunResult) -> Markup {
         .iter()
         .zip(CLASSES)
         .map(|(name, class)| {
-            over_time(name, class, &timeline, whole, |interval| {
+            over_time(name, class, timeline, whole, |interval| {
                 interval
                     .sample
                     .kernel_deltas
@@ -350,7 +343,7 @@ pub(super) fn kernel(result: &RunResult) -> Markup {
         log: true,
     };
     let hint = "Counters that should stand still, and did not. They are the machine's, not this run's alone.";
-    match look.chart(&timeline, series, Vec::new()) {
+    match look.chart(timeline, series, Vec::new()) {
         Some(chart) => panel("Kernel counters that moved", hint, chart.render()),
         None if timeline.is_empty() || result.kernel.counters_after.is_empty() => html! {},
         None => panel("Kernel counters", "", html! { p { "None of the watched counters moved." } }),
@@ -358,10 +351,9 @@ pub(super) fn kernel(result: &RunResult) -> Markup {
 }
 
 /// Generator health: schedule lag and machine hiccups.
-pub(super) fn generator_lag(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn generator_lag(timeline: &[Interval]) -> Markup {
     let line = |name: &str, class, metric, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
+        over_time(name, class, timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
     };
     let series = vec![
         line("lag max", "c4", Metric::Lag, 1.0),
@@ -379,14 +371,13 @@ pub(super) fn generator_lag(result: &RunResult) -> Markup {
         log: true,
     };
     let hint = "Lag: sends behind the schedule. Hiccups: how late a thread woke that only sleeps.";
-    look.chart(&timeline, series, Vec::new())
+    look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("Generator health: lateness", hint, chart.render()))
 }
 
 /// Generator health: CPU of its threads.
-pub(super) fn generator_cpu(result: &RunResult) -> Markup {
+pub(super) fn generator_cpu(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"];
-    let timeline = timeline(result);
     let threads = timeline.iter().map(|interval| interval.thread_cpu_percent.len()).max().unwrap_or(0);
     let name = |thread: usize| match result.generator_threads.get(thread) {
         Some(known) => known.name.clone(),
@@ -394,14 +385,14 @@ pub(super) fn generator_cpu(result: &RunResult) -> Markup {
     };
     let series: Vec<Series> = if threads <= CLASSES.len() {
         let line = |thread: usize| {
-            over_time(&name(thread), CLASSES[thread], &timeline, cpu_tick, |interval| {
+            over_time(&name(thread), CLASSES[thread], timeline, cpu_tick, |interval| {
                 interval.thread_cpu_percent.get(thread).copied()
             })
         };
         (0..threads).map(line).collect()
     } else {
         let line = |name: &str, class, of: fn(&[f64]) -> f64| {
-            over_time(name, class, &timeline, cpu_tick, |interval| {
+            over_time(name, class, timeline, cpu_tick, |interval| {
                 (!interval.thread_cpu_percent.is_empty()).then(|| of(&interval.thread_cpu_percent))
             })
         };
@@ -420,7 +411,7 @@ pub(super) fn generator_cpu(result: &RunResult) -> Markup {
         log: false,
     };
     let hint = "100 % is one core busy.";
-    look.chart(&timeline, series, marks)
+    look.chart(timeline, series, marks)
         .map_or(html! {}, |chart| panel("Generator health: CPU", hint, chart.render()))
 }
 
