@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-use super::super::model::{Interval, Mode, RunResult, VerdictKind};
-use super::super::recorder::Metric;
+use super::super::model::{Interval, Mode, Phase, RunResult, VerdictKind};
+use super::super::recorder::{Metric, Recorder};
 use super::super::slo::Slo;
 use super::super::{sufficiency, units};
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
@@ -14,13 +14,13 @@ const HALF_WIDTH: f64 = 560.0;
 const TALL: f64 = 360.0;
 const LOW: f64 = 220.0;
 
-/// Metrics measured for each message, in the order of their colours.
+/// Metrics measured for each message, with their colours; what is drawn last lies on top.
 const PER_MESSAGE: [(Metric, &str); 5] = [
-    (Metric::Response, "c1"),
-    (Metric::Delivery, "c1"),
-    (Metric::Service, "c3"),
-    (Metric::Spread, "c4"),
     (Metric::Lag, "c2"),
+    (Metric::Spread, "c4"),
+    (Metric::Service, "c3"),
+    (Metric::Delivery, "c1"),
+    (Metric::Response, "c1"),
 ];
 
 /// Metrics measured for each connection.
@@ -74,6 +74,7 @@ fn spectrum_chart(
         })
         .collect();
     let (x_max, y_min, y_max) = extent(&series, &marks);
+    marks.extend(result.recorder(lead).into_iter().flat_map(|recorder| labels(recorder, metrics, lead)));
     let count = result.recorder(lead).map_or(0, |recorder| recorder.count());
     // Beyond this percentile the samples give no 95 % upper bound.
     let surest = count as f64 / -(1.0 - sufficiency::CONFIDENCE).ln();
@@ -93,6 +94,21 @@ fn spectrum_chart(
     })
 }
 
+/// The values people quote, on the line.
+fn labels(recorder: &Recorder, metrics: &[(Metric, &'static str)], lead: Metric) -> Vec<Mark> {
+    let class = metrics.iter().find(|(metric, _)| *metric == lead).map_or("c1", |(_, class)| *class);
+    let samples = recorder.count() as f64;
+    let known = [0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999]
+        .into_iter()
+        .filter(|quantile| samples * (1.0 - quantile) > 1.0);
+    let label = |quantile: f64| {
+        let value_ns = recorder.quantile_ns(quantile);
+        let label = units::latency_ns(value_ns);
+        Mark::Label { x: 1.0 / (1.0 - quantile), y: value_ns as f64, label, class }
+    };
+    known.map(label).collect()
+}
+
 /// The objectives as they were written; those of a file by a newer version are left out.
 fn slos_of(result: &RunResult) -> Vec<Slo> {
     result.slos.iter().filter_map(|slo| slo.expression.parse().ok()).collect()
@@ -105,10 +121,16 @@ fn extent(series: &[Series], marks: &[Mark]) -> (f64, f64, f64) {
         Mark::Horizontal { y, .. } => Some(*y),
         _ => None,
     });
+    let cells = marks.iter().filter_map(|mark| match mark {
+        Mark::Cell { y, .. } => Some(*y),
+        _ => None,
+    });
+    let (cell_min, cell_max) =
+        cells.fold((f64::MAX, 0.0_f64), |(min, max), (low, high)| (min.min(low), max.max(high)));
     let ys = || points().map(|point| point.y).filter(|y| *y > 0.0);
     let x_max = points().map(|point| point.x).fold(1.0, f64::max);
-    let y_max = ys().chain(limits).fold(1.0, f64::max);
-    (x_max, ys().fold(f64::MAX, f64::min).min(y_max), y_max)
+    let y_max = ys().chain(limits).fold(cell_max, f64::max);
+    (x_max, ys().fold(cell_min, f64::min).min(y_max), y_max)
 }
 
 /// A chart over the time of the run.
@@ -118,10 +140,33 @@ struct OverTime {
     height: f64,
     y_label: &'static str,
     format: Format,
-    log: bool,
+    scale: Y,
+}
+
+/// How the y axis of a chart over time is laid out.
+#[derive(Clone, Copy)]
+enum Y {
+    /// From zero.
+    Linear,
+    /// From zero, round in binary multiples.
+    Octets,
+    /// Around what is there.
+    Log,
+    /// From below one, for counts that are shown as stems.
+    LogCount,
 }
 
 impl OverTime {
+    /// As wide as the page.
+    fn full(id: &'static str, height: f64, y_label: &'static str, format: Format, scale: Y) -> Self {
+        OverTime { id, width: FULL_WIDTH, height, y_label, format, scale }
+    }
+
+    /// One of a pair.
+    fn half(id: &'static str, y_label: &'static str, format: Format, scale: Y) -> Self {
+        OverTime { id, width: HALF_WIDTH, height: LOW, y_label, format, scale }
+    }
+
     /// The chart of these series; `None` where they are all empty.
     fn chart(self, timeline: &[Interval], series: Vec<Series>, mut marks: Vec<Mark>) -> Option<Chart> {
         if series.iter().all(|series| series.points.is_empty()) {
@@ -131,10 +176,11 @@ impl OverTime {
         let ends = timeline.iter().map(|interval| interval.start_ms + interval.length_ms as i64);
         let end_s = ends.max()? as f64 / 1000.0;
         let (_, y_min, y_max) = extent(&series, &marks);
-        let y = if self.log {
-            Axis::log(y_min, y_max, self.y_label, self.format)
-        } else {
-            Axis::linear(y_max, self.y_label, self.format)
+        let y = match self.scale {
+            Y::Linear => Axis::linear(y_max, self.y_label, self.format),
+            Y::Octets => Axis::octets(y_max, self.y_label, self.format),
+            Y::Log => Axis::log(y_min, y_max, self.y_label, self.format),
+            Y::LogCount => Axis::log(0.5, y_max.max(2.0), self.y_label, self.format),
         };
         // Warm-up lies left of zero.
         if start_s < 0.0 {
@@ -174,14 +220,7 @@ pub(super) fn latency_over_time(result: &RunResult, timeline: &[Interval]) -> Ma
             marks.push(Mark::Horizontal { y: limit, label: format!("objective {slo}"), class: "bad" });
         }
     }
-    let look = OverTime {
-        id: "timeline",
-        width: FULL_WIDTH,
-        height: TALL,
-        y_label: "latency",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::full("timeline", TALL, "latency", units::latency, Y::Log);
     let title = format!("{} over time", capitalised(metric.title()));
     let hint =
         "Percentiles of each interval; behind them all samples, darker where there are more (logarithmic).";
@@ -217,39 +256,27 @@ pub(super) fn rate_over_time(result: &RunResult, timeline: &[Interval]) -> Marku
     if timeline.iter().any(|interval| interval.counts.errors.total() > 0) {
         series.push(line("errors", "c4", |interval| interval.counts.errors.total()));
     }
-    let look = OverTime {
-        id: "rate",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "rate",
-        format: rate_tick,
-        log: false,
-    };
+    let look = OverTime::half("rate", "rate", rate_tick, Y::Linear);
     let hint = "What the schedule offered, and what was done of it.";
     look.chart(timeline, series, Vec::new()).map_or(html! {}, |chart| panel("Rate", hint, chart.render()))
 }
 
-/// Messages in flight and connections open.
+/// Messages in flight, and connections open where their number changed.
 pub(super) fn in_flight(timeline: &[Interval]) -> Markup {
     let whole: Format = |value| units::count(value.round() as u64);
     let line = |name: &str, class, level: fn(&Interval) -> u64| {
         over_time(name, class, timeline, whole, |interval| Some(level(interval) as f64))
     };
-    let series = vec![
-        line("messages in flight", "c2", |interval| interval.in_flight),
-        line("connections open", "c6", |interval| interval.connections_open),
-    ];
-    let look = OverTime {
-        id: "in-flight",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "count",
-        format: whole,
-        log: false,
-    };
+    let mut series = vec![line("messages in flight", "c2", |interval| interval.in_flight)];
+    let loaded = || timeline.iter().filter(|interval| interval.phase != Phase::Ramp);
+    let open = || loaded().map(|interval| interval.connections_open);
+    if open().min() != open().max() {
+        series.push(line("connections open", "c6", |interval| interval.connections_open));
+    }
     let hint = "A rising number of messages in flight is a server that does not keep up.";
-    look.chart(timeline, series, Vec::new())
-        .map_or(html! {}, |chart| panel("In flight and open", hint, chart.render()))
+    OverTime::half("in-flight", "count", whole, Y::Linear)
+        .chart(timeline, series, Vec::new())
+        .map_or(html! {}, |chart| panel("In flight", hint, chart.render()))
 }
 
 /// Broadcast: how far apart the first and the last subscriber are.
@@ -260,14 +287,7 @@ pub(super) fn fan_out(timeline: &[Interval]) -> Markup {
         })
     };
     let series = vec![line("max", "c4", 1.0), line("p99", "c5", 0.99), line("p50", "c3", 0.5)];
-    let look = OverTime {
-        id: "spread",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "spread",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::half("spread", "spread", units::latency, Y::Log);
     let hint = "From the first to the last subscriber's receipt of one publication.";
     look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("First-to-last spread", hint, chart.render()))
@@ -280,14 +300,7 @@ fn cpu_tick(value: f64) -> String {
 /// CPU of the server.
 pub(super) fn server_cpu(timeline: &[Interval]) -> Markup {
     let cpu = over_time("", "c2", timeline, cpu_tick, |interval| interval.sample.server_cpu_percent);
-    let look = OverTime {
-        id: "server-cpu",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "CPU",
-        format: cpu_tick,
-        log: false,
-    };
+    let look = OverTime::half("server-cpu", "CPU", cpu_tick, Y::Linear);
     let hint = "100 % is one core busy.";
     look.chart(timeline, vec![cpu], Vec::new())
         .map_or(html! {}, |chart| panel("Server CPU", hint, chart.render()))
@@ -298,14 +311,7 @@ pub(super) fn server_memory(timeline: &[Interval]) -> Markup {
     let rss = over_time("", "c6", timeline, units::octets, |interval| {
         interval.sample.server_rss_octets.map(|octets| octets as f64)
     });
-    let look = OverTime {
-        id: "server-memory",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "RSS",
-        format: units::octets,
-        log: false,
-    };
+    let look = OverTime::half("server-memory", "RSS", units::octets, Y::Octets);
     let hint = "Resident memory; what the kernel holds for sockets is not in it.";
     look.chart(timeline, vec![rss], Vec::new())
         .map_or(html! {}, |chart| panel("Server memory", hint, chart.render()))
@@ -334,14 +340,7 @@ pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
             })
         })
         .collect();
-    let look = OverTime {
-        id: "kernel",
-        width: FULL_WIDTH,
-        height: LOW,
-        y_label: "rise in an interval",
-        format: whole,
-        log: true,
-    };
+    let look = OverTime::full("kernel", LOW, "rise in an interval", whole, Y::LogCount);
     let hint = "Counters that should stand still, and did not. They are the machine's, not this run's alone.";
     match look.chart(timeline, series, Vec::new()) {
         Some(chart) => panel("Kernel counters that moved", hint, chart.render()),
@@ -362,14 +361,7 @@ pub(super) fn generator_lag(timeline: &[Interval]) -> Markup {
         line("hiccup p99", "c6 dashed", Metric::Hiccup, 0.99),
     ];
     let series: Vec<Series> = series.into_iter().filter(|series| !series.points.is_empty()).collect();
-    let look = OverTime {
-        id: "lag",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "lateness",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::half("lag", "lateness", units::latency, Y::Log);
     let hint = "Lag: sends behind the schedule. Hiccups: how late a thread woke that only sleeps.";
     look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("Generator health: lateness", hint, chart.render()))
@@ -402,14 +394,7 @@ pub(super) fn generator_cpu(result: &RunResult, timeline: &[Interval]) -> Markup
     };
     let marks =
         vec![Mark::Horizontal { y: 90.0, label: "90 %: too busy to be believed".to_owned(), class: "warn" }];
-    let look = OverTime {
-        id: "generator-cpu",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "CPU",
-        format: cpu_tick,
-        log: false,
-    };
+    let look = OverTime::half("generator-cpu", "CPU", cpu_tick, Y::Linear);
     let hint = "100 % is one core busy.";
     look.chart(timeline, series, marks)
         .map_or(html! {}, |chart| panel("Generator health: CPU", hint, chart.render()))

@@ -38,7 +38,11 @@ fn change(value: f64, before: f64) -> String {
     if before == 0.0 {
         return String::new();
     }
-    format!("{:+.1} % on {}", (value / before - 1.0) * 100.0, units::latency(before))
+    let before_text = units::latency(before);
+    match value / before {
+        ratio if ratio >= 3.0 => format!("{ratio:.0} times {before_text}"),
+        ratio => format!("{:+.1} % on {before_text}", (ratio - 1.0) * 100.0),
+    }
 }
 
 /// The objectives, and what they came to.
