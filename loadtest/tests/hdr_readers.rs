@@ -103,16 +103,14 @@ fn the_java_log_processor_makes_the_same_percentile_files_as_ours() {
         let ours = rows(&dir.join(format!("{}.hgrm", metric.name())));
         assert_eq!(java.len(), ours.len(), "{metric:?}");
         assert_eq!(java.last().map(|row| row.2), Some(recorder.count()), "{metric:?}");
-        let mut equal = 0;
         for (theirs, mine) in java.iter().zip(&ours) {
             assert!((theirs.1 - mine.1).abs() < 1e-9, "{metric:?}: {theirs:?} {mine:?}");
-            // Both are in ms, and the processor prints three decimals. Where a percentile falls on the very edge of a
-            // bucket, the last bit of its binary fraction decides which of two neighbours it is.
-            let (printed, bucket) = (0.000_501, 0.001 * mine.0);
-            assert!((theirs.0 - mine.0).abs() <= printed + bucket, "{metric:?}: {theirs:?} {mine:?}");
-            equal += usize::from(theirs.2 == mine.2 && (theirs.0 - mine.0).abs() <= printed);
+            // Both are in ms, and the processor prints three decimals. Where a percentile is exactly that of a
+            // sample, binary fractions may take it to the next: then only the count says that it is a tie.
+            let equal = theirs.2 == mine.2 && (theirs.0 - mine.0).abs() <= 0.000_501;
+            let rank = theirs.1 * recorder.count() as f64;
+            assert!(equal || (rank - rank.round()).abs() < 1e-6, "{metric:?}: {theirs:?} {mine:?}");
         }
-        assert!(equal * 20 >= ours.len() * 19, "{metric:?}: only {equal} of {} rows are equal", ours.len());
     }
     assert!(result.recorder(Metric::Response).is_some_and(|recorder| recorder.max_ns() > 90_000_000));
 }

@@ -432,7 +432,7 @@ fn connections_missing(result: &RunResult) -> Option<Finding> {
 }
 
 fn objective(slo: &SloResult) -> Option<Finding> {
-    let cause = format!("{}: {}", slo.expression, slo.why);
+    let cause = slo.sentence();
     match slo.outcome {
         SloOutcome::Pass => None,
         SloOutcome::Fail => {

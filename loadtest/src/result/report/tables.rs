@@ -70,8 +70,7 @@ fn outcome_class(outcome: SloOutcome) -> &'static str {
 
 /// Everything that was noticed besides what decided the verdict.
 pub(super) fn findings(result: &RunResult) -> Markup {
-    let decided = |finding: &&Finding| finding.cause == result.verdict.cause;
-    let others: Vec<&Finding> = result.verdict.findings.iter().filter(|finding| !decided(finding)).collect();
+    let others: Vec<&Finding> = result.verdict.also_noticed(&result.slos).collect();
     html! { @if !others.is_empty() { section {
         h2 { "Also noticed" }
         ul.findings { @for finding in others {
