@@ -142,7 +142,7 @@ enum Costs {
     Connection,
 }
 
-const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
+const KERNEL_EVENTS: [(&str, Costs, &str, &str); 11] = [
     (
         "TcpExt.ListenOverflows",
         Costs::Connect,
@@ -172,12 +172,6 @@ const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
         Costs::Connect,
         "TIME_WAIT sockets were beyond their limit",
         "raise net.ipv4.tcp_max_tw_buckets",
-    ),
-    (
-        "nf_conntrack.drop",
-        Costs::Connect,
-        "the connection tracking table was full",
-        "raise net.netfilter.nf_conntrack_max, or take the ports out of tracking",
     ),
     (
         "TcpExt.TCPAbortOnMemory",
@@ -216,6 +210,11 @@ const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
         "look for loss on the path (ip -s link, ethtool -S), or lower the load",
     ),
 ];
+
+/// Whether a kernel counter is one that should stand still while load is driven.
+pub fn is_watched(counter: &str) -> bool {
+    KERNEL_EVENTS.iter().any(|(name, ..)| *name == counter)
+}
 
 /// Kernel counters that rose. They decide when they could make up a tenth of the samples beyond the strictest
 /// percentile asked for (p99.9 unless an objective is stricter); the counters are the machine's, not the run's alone.

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::super::model::{Interval, Mode, Phase, RunResult, VerdictKind};
 use super::super::recorder::{Metric, Recorder};
 use super::super::slo::Slo;
-use super::super::{sufficiency, units};
+use super::super::{sufficiency, units, verdict};
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
 use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of};
 
@@ -321,14 +321,14 @@ pub(super) fn server_memory(timeline: &[Interval]) -> Markup {
 pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] =
         ["c4 stems", "c2 stems", "c1 stems", "c3 stems", "c5 stems", "c6 stems", "c7 stems", "c8 stems"];
-    let mut names: Vec<&String> =
-        timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys()).collect();
+    let moved = timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys());
+    let mut names: Vec<&String> = moved.filter(|name| verdict::is_watched(name)).collect();
     names.sort();
     names.dedup();
     let whole: Format = |value| format!("+{}", units::count(value.round() as u64));
     let series: Vec<Series> = names
         .iter()
-        .zip(CLASSES)
+        .zip(CLASSES.into_iter().cycle())
         .map(|(name, class)| {
             over_time(name, class, timeline, whole, |interval| {
                 interval
