@@ -109,6 +109,23 @@ fn every_panel_is_drawn_in_a_browser_without_script_errors() {
 }
 
 #[test]
+fn the_pointer_shows_the_values_under_it_with_their_units() {
+    let Some(browser) = chromium() else { return skip("no chromium on the PATH (apt-get install chromium)") };
+    let dir = scratch("report-pointer");
+    let page = dir.join("report.html");
+    let moved = "<script>{ const svg = document.querySelector('#spectrum svg'); const box = svg.getBoundingClientRect();\
+                 svg.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + box.width / 2,\
+                 clientY: box.top + 50 })); }</script></body>";
+    std::fs::write(&page, report::html(&eventful(), None).replace("</body>", moved)).expect("written");
+    let (dom, log) = open(&browser, &page, &dir.join("profile"));
+    let tip =
+        dom.split("<div id=\"tip\"").nth(1).and_then(|rest| rest.split("<script>").next()).expect("a tip");
+    for words in ["<b>p99", "schedule lag", "response latency", "µs"] {
+        assert!(tip.contains(words), "'{words}' is not in {tip}\n{log}");
+    }
+}
+
+#[test]
 fn a_report_fetches_nothing() {
     let html = report::html(&eventful(), None);
     for reference in ["http://", "https://", "src=", "@import", "url("] {

@@ -162,14 +162,14 @@ impl Chart {
         let right = self.width - RIGHT;
         html! {
             figure.chart id=(self.id) data-points=(self.pointer_data()) {
-                svg viewBox={"0 0 " (self.width) " " (self.height)} role="img" aria-label=(self.title) {
+                div.drawing { svg.wide[self.width > 800.0] viewBox={"0 0 " (self.width) " " (self.height)} role="img" aria-label=(self.title) {
                     (self.marks_below())
                     (self.axes())
                     @for series in &self.series { (self.line(series)) }
                     (self.marks_above())
                     line.cursor x1=(LEFT) x2=(LEFT) y1=(TOP) y2=(bottom) {}
                     rect.plot x=(LEFT) y=(TOP) width=(number(right - LEFT)) height=(number(bottom - TOP)) {}
-                }
+                } }
                 @if self.series.len() > 1 || self.series.iter().any(|series| !series.name.is_empty()) {
                     figcaption { @for series in &self.series {
                         span.key { i class=(series.class) {} (series.name) }

@@ -148,6 +148,8 @@ struct OverTime {
 enum Y {
     /// From zero.
     Linear,
+    /// From zero, in whole numbers.
+    Count,
     /// From zero, round in binary multiples.
     Octets,
     /// Around what is there.
@@ -178,6 +180,7 @@ impl OverTime {
         let (_, y_min, y_max) = extent(&series, &marks);
         let y = match self.scale {
             Y::Linear => Axis::linear(y_max, self.y_label, self.format),
+            Y::Count => Axis::linear(y_max.max(5.0), self.y_label, self.format),
             Y::Octets => Axis::octets(y_max, self.y_label, self.format),
             Y::Log => Axis::log(y_min, y_max, self.y_label, self.format),
             Y::LogCount => Axis::log(0.5, y_max.max(2.0), self.y_label, self.format),
@@ -227,8 +230,10 @@ pub(super) fn latency_over_time(result: &RunResult, timeline: &[Interval]) -> Ma
     look.chart(timeline, series, marks).map_or(html! {}, |chart| panel(&title, hint, chart.render()))
 }
 
+/// A rate; none for the drain, in which nothing is sent any more.
 fn per_s(interval: &Interval, count: u64) -> Option<f64> {
-    (interval.length_ms > 0).then(|| count as f64 * 1000.0 / interval.length_ms as f64)
+    (interval.length_ms > 0 && interval.phase != Phase::Drain)
+        .then(|| count as f64 * 1000.0 / interval.length_ms as f64)
 }
 
 fn rate_tick(value: f64) -> String {
@@ -274,7 +279,7 @@ pub(super) fn in_flight(timeline: &[Interval]) -> Markup {
         series.push(line("connections open", "c6", |interval| interval.connections_open));
     }
     let hint = "A rising number of messages in flight is a server that does not keep up.";
-    OverTime::half("in-flight", "count", whole, Y::Linear)
+    OverTime::half("in-flight", "count", whole, Y::Count)
         .chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("In flight", hint, chart.render()))
 }
@@ -325,7 +330,10 @@ pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
     let mut names: Vec<&String> = moved.filter(|name| verdict::is_watched(name)).collect();
     names.sort();
     names.dedup();
-    let whole: Format = |value| format!("+{}", units::count(value.round() as u64));
+    let whole: Format = |value| match value {
+        1.0.. => format!("+{}", units::count(value.round() as u64)),
+        _ => String::new(),
+    };
     let series: Vec<Series> = names
         .iter()
         .zip(CLASSES.into_iter().cycle())
