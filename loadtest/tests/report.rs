@@ -157,6 +157,13 @@ fn a_panel_without_data_is_not_there_and_broadcast_shows_the_spread() {
         !shown.contains(&"server-cpu") && !shown.contains(&"search") && !shown.contains(&"kernel"),
         "{shown:?}"
     );
+    // Where connecting is what the run is about, its spectrum comes first, and once.
+    let connect =
+        Scenario { mode: Mode::Connect, measured_s: 2, rate_per_s: 200, ..Scenario::default() }.result();
+    let html = report::html(&connect, None);
+    let shown = charts(&html);
+    assert_eq!(shown.iter().filter(|chart| **chart == "connecting").count(), 1);
+    assert!(shown[0] == "connecting" && !shown.contains(&"spectrum"), "{shown:?}");
     let mut empty = result.clone();
     (empty.intervals, empty.histograms) = (Vec::new(), BTreeMap::new());
     assert_eq!(charts(&report::html(&empty, None)), Vec::<&str>::new());

@@ -1,7 +1,7 @@
 //! report.html: one file, no network. Every panel answers one question, and every number has its unit.
 //!
-//! [`html`] puts the page together from its parts; [`panels`] turns a result into charts, [`tables`] into words,
-//! and [`chart`] draws. The script only shows labels under the pointer: without it the page says the same.
+//! [`html()`] puts the page together from its parts; `panels` turns a result into charts, `tables` into words,
+//! and `chart` draws. The script only shows labels under the pointer: without it the page says the same.
 
 mod chart;
 mod panels;
@@ -57,7 +57,7 @@ pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
                     div.pair { (panels::server_cpu(&timeline)) (panels::server_memory(&timeline)) }
                     (panels::kernel(result, &timeline))
                     div.pair { (panels::generator_lag(&timeline)) (panels::generator_cpu(result, &timeline)) }
-                    (panels::connecting(result))
+                    @if result.plan.mode != Mode::Connect { (panels::connecting(result, baseline)) }
                     (tables::latency_table(result, baseline))
                     (tables::counts_table(result))
                     (tables::environment(result))

@@ -25,7 +25,7 @@ const PER_MESSAGE: [(Metric, &str); 5] = [
 
 /// Metrics measured for each connection.
 const PER_CONNECTION: [(Metric, &str); 3] =
-    [(Metric::Connect, "c6"), (Metric::Upgrade, "c1"), (Metric::FirstMessage, "c5")];
+    [(Metric::Connect, "c6"), (Metric::FirstMessage, "c5"), (Metric::Upgrade, "c1")];
 
 fn panel(title: &str, hint: &str, body: Markup) -> Markup {
     html! { section { h2 { (title) } @if !hint.is_empty() { p.hint { (hint) } } (body) } }
@@ -33,6 +33,9 @@ fn panel(title: &str, hint: &str, body: Markup) -> Markup {
 
 /// Latency over 1/(1-p), with objectives and, where given, a baseline.
 pub(super) fn spectrum(result: &RunResult, baseline: Option<&RunResult>) -> Markup {
+    if result.plan.mode == Mode::Connect {
+        return connecting(result, baseline);
+    }
     let hint = "How slow the slowest are. Response latency counts from the intended send time, service time from the \
                 actual one; schedule lag is what the generator itself was late by.";
     let chart = spectrum_chart("spectrum", result, baseline, &PER_MESSAGE, result.plan.headline());
@@ -40,10 +43,10 @@ pub(super) fn spectrum(result: &RunResult, baseline: Option<&RunResult>) -> Mark
 }
 
 /// The same for what opening a connection took.
-pub(super) fn connecting(result: &RunResult) -> Markup {
+pub(super) fn connecting(result: &RunResult, baseline: Option<&RunResult>) -> Markup {
     let hint =
         "What opening a connection took: TCP connect, the 101 response after it, and the first message.";
-    let chart = spectrum_chart("connecting", result, None, &PER_CONNECTION, Metric::Upgrade);
+    let chart = spectrum_chart("connecting", result, baseline, &PER_CONNECTION, Metric::Upgrade);
     chart.map_or(html! {}, |chart| panel("Connect and upgrade spectrum", hint, chart.render()))
 }
 
