@@ -10,7 +10,8 @@
 //! their histograms and their connect counts go into the totals from every phase.
 
 use super::model::{Interval, Phase, Recorders, Sample};
-use super::recorder::{Counts, Metric, Slice};
+use super::recorder::{Counts, Metric, Recorder, Slice};
+use super::sparse::Sparse;
 
 impl Phase {
     /// Whether what was recorded of a metric in this phase goes into the totals.
@@ -84,7 +85,7 @@ impl Collector {
             counts: self.current.counts,
             in_flight: self.current.in_flight,
             connections_open: self.current.connections_open,
-            histograms: recorders_of(&self.current),
+            histograms: held(&self.current).map(|(metric, held)| (metric, Sparse::from(held))).collect(),
             thread_cpu_percent: self.thread_cpu_ns.iter().map(|ns| percent(*ns)).collect(),
             sample,
         });
@@ -107,14 +108,16 @@ impl Collector {
     pub fn finish(self) -> Collected {
         Collected {
             totals: self.totals.counts,
-            histograms: recorders_of(&self.totals),
+            histograms: held(&self.totals).map(|(metric, held)| (metric, held.clone())).collect(),
             intervals: self.intervals,
         }
     }
 }
 
 /// The recorders of a slice that hold something.
-fn recorders_of(slice: &Slice) -> Recorders {
-    let kept = Metric::ALL.into_iter().filter(|metric| !slice.recorder(*metric).is_empty());
-    kept.map(|metric| (metric, slice.recorder(metric).clone())).collect()
+fn held(slice: &Slice) -> impl Iterator<Item = (Metric, &Recorder)> {
+    Metric::ALL
+        .into_iter()
+        .map(|metric| (metric, slice.recorder(metric)))
+        .filter(|(_, held)| !held.is_empty())
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::Collected;
 use super::recorder::{Counts, Metric, Recorder};
+use super::sparse::Sparse;
 
 /// The value of `schema` in every result file.
 pub const SCHEMA: &str = "resound-load/result";
@@ -20,6 +21,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// Histograms by metric. A metric nothing was recorded for is absent.
 pub type Recorders = BTreeMap<Metric, Recorder>;
+
+/// Histograms of one interval, by metric.
+pub type IntervalHistograms = BTreeMap<Metric, Sparse>;
 
 /// Everything one run (or a merge of runs) found out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -376,7 +380,7 @@ pub struct Interval {
     /// Connections open at its end.
     pub connections_open: u64,
     /// Histograms of values received in it.
-    pub histograms: Recorders,
+    pub histograms: IntervalHistograms,
     /// CPU of each load thread, percent of one core.
     #[serde(default)]
     pub thread_cpu_percent: Vec<f64>,
