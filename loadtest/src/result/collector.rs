@@ -1,0 +1,112 @@
+//! Puts the slices of all threads together: the timeline, and the totals of the measured part.
+//!
+//! One collector runs beside the load, on a thread that drives none. Each second the engine gives it every
+//! thread's [`Slice`], what the sampler saw, and [`Collector::close_interval`] makes an [`Interval`] of it.
+//!
+//! **What counts.** Slices of [`Phase::Measure`] and [`Phase::Drain`] go into the totals, those of the ramp and the
+//! warm-up only into the timeline. So a load thread records into its slice what was *intended* in the
+//! current part; a reply in the measured part to a message of the warm-up is not recorded at all.
+//! `Metric::Connect`, `Upgrade` and `FirstMessage` are the exception: connections are opened in the ramp, so
+//! their histograms and their connect counts go into the totals from every phase.
+
+use super::model::{Interval, Phase, Recorders, Sample};
+use super::recorder::{Counts, Metric, Recorder, Slice};
+
+/// The timeline and the totals so far.
+#[derive(Debug)]
+pub struct Collector {
+    totals: Slice,
+    current: Slice,
+    thread_cpu_ns: Vec<u64>,
+    intervals: Vec<Interval>,
+}
+
+/// What a collector ends with.
+#[derive(Debug)]
+pub struct Collected {
+    /// Counts of the measured part.
+    pub totals: Counts,
+    /// Histograms of the measured part.
+    pub histograms: Recorders,
+    /// The timeline.
+    pub intervals: Vec<Interval>,
+}
+
+impl Collector {
+    /// For `threads` load threads.
+    pub fn new(threads: usize) -> Self {
+        Collector {
+            totals: Slice::new(),
+            current: Slice::new(),
+            thread_cpu_ns: vec![0; threads],
+            intervals: Vec::new(),
+        }
+    }
+
+    /// Takes in what load thread `thread` (from 0) handed over for the interval that is being closed.
+    pub fn absorb(&mut self, thread: usize, slice: &Slice) {
+        self.current.merge(slice);
+        self.thread_cpu_ns[thread] += slice.cpu_ns;
+    }
+
+    /// Takes in what a thread that drives no load recorded (the hiccup meter).
+    pub fn absorb_beside(&mut self, slice: &Slice) {
+        self.current.merge(slice);
+    }
+
+    /// Ends the interval that began `start_ms` after the start of the measured part, and returns it for the live view.
+    pub fn close_interval(
+        &mut self,
+        phase: Phase,
+        start_ms: i64,
+        length_ms: u64,
+        sample: Sample,
+    ) -> &Interval {
+        if matches!(phase, Phase::Measure | Phase::Drain) {
+            self.totals.merge(&self.current);
+        } else {
+            self.totals.merge_connection_part(&self.current);
+        }
+        let length_ns = (length_ms * 1_000_000).max(1);
+        let percent = |cpu_ns: u64| 100.0 * cpu_ns as f64 / length_ns as f64;
+        self.intervals.push(Interval {
+            phase,
+            start_ms,
+            length_ms,
+            counts: self.current.counts,
+            in_flight: self.current.in_flight,
+            connections_open: self.current.connections_open,
+            histograms: recorders_of(&self.current),
+            thread_cpu_percent: self.thread_cpu_ns.iter().map(|ns| percent(*ns)).collect(),
+            sample,
+        });
+        self.current.reset();
+        self.thread_cpu_ns.fill(0);
+        self.intervals.last().expect("an interval was just pushed")
+    }
+
+    /// The totals so far, for the live view.
+    pub fn totals(&self) -> &Slice {
+        &self.totals
+    }
+
+    /// Adds to the totals what only the end of the run can know: messages that never came back.
+    pub fn count_lost(&mut self, lost: u64) {
+        self.totals.counts.lost += lost;
+    }
+
+    /// Ends the collection.
+    pub fn finish(self) -> Collected {
+        Collected {
+            totals: self.totals.counts,
+            histograms: recorders_of(&self.totals),
+            intervals: self.intervals,
+        }
+    }
+}
+
+/// The recorders of a slice that hold something.
+fn recorders_of(slice: &Slice) -> Recorders {
+    let kept = Metric::ALL.into_iter().filter(|metric| !slice.recorder(*metric).is_empty());
+    kept.map(|metric| (metric, slice.recorder(metric).clone())).collect()
+}

@@ -1,0 +1,10 @@
+//! Results: what a run found out, the files it leaves, and what may be concluded from them.
+//!
+//! The engine fills [`recorder::Slice`]s, [`collector::Collector`] makes a [`model::RunResult`] of them, and everything
+//! after that (verdict, table, files, report, merge, compare) works on the `RunResult` alone: nothing here
+//! opens a socket or knows how load is made. Start at [`model`].
+
+pub mod collector;
+pub mod encode;
+pub mod model;
+pub mod recorder;
