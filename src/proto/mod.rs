@@ -1,8 +1,9 @@
-//! RFC 6455 for both roles, without I/O: octets in, events and octets out.
+//! RFC 6455 for both roles, without I/O: octets in, messages and replies out.
 //!
-//! Nothing here touches a socket, a clock, a log, a thread or a random source.
+//! Nothing here touches a socket, a clock, a log, a thread or a random source. Start at [`Connection`].
 
 mod close;
+mod connection;
 mod error;
 pub mod frame;
 pub mod handshake;
@@ -10,6 +11,7 @@ mod message;
 mod utf8;
 
 pub use close::CloseCode;
+pub use connection::{Connection, Limits, Owned, Replies, Role, State};
 pub use error::ProtocolError;
 pub use frame::{FrameHeader, Opcode};
 pub use message::{Handler, Message, Reply};
