@@ -1,1 +1,3 @@
 //! Workers, sessions, applications and the hub.
+
+pub mod http;
