@@ -17,7 +17,7 @@ const AHEAD_MAX: u32 = 1 << 20;
 
 /// One thread's records.
 #[derive(Debug)]
-pub struct Book {
+pub(super) struct Book {
     /// Since the last hand-over.
     pub slice: Box<Slice>,
     /// What was intended earlier belongs to a part of the run that is over, and is not recorded any more.
@@ -32,19 +32,19 @@ pub struct Book {
 
 impl Book {
     /// An empty book.
-    pub fn new(publications: Publications) -> Self {
+    pub(super) fn new(publications: Publications) -> Self {
         Self { slice: Box::default(), record_from_ns: 0, in_flight: 0, publications, delivered: 0 }
     }
 
     /// Whether what was intended at this time is recorded.
     #[inline]
-    pub fn records(&self, intended_ns: u64) -> bool {
+    pub(super) fn records(&self, intended_ns: u64) -> bool {
         intended_ns >= self.record_from_ns
     }
 
     /// Notes that a message was handed to the kernel, and that `expected` replies or deliveries are due.
     #[inline]
-    pub fn sent(&mut self, sent: Sent, size: usize, expected: u32) {
+    pub(super) fn sent(&mut self, sent: Sent, size: usize, expected: u32) {
         self.in_flight += 1;
         if self.records(sent.intended_ns) {
             let counts = &mut self.slice.counts;
@@ -55,7 +55,7 @@ impl Book {
     }
 
     /// Notes that `count` messages never came back. A loss counts wherever in the run it happened.
-    pub fn lost(&mut self, intended_ns: u64, count: u64) {
+    pub(super) fn lost(&mut self, intended_ns: u64, count: u64) {
         let recorded = self.records(intended_ns);
         let counts = &mut self.slice.counts;
         counts.lost += count;
@@ -67,7 +67,7 @@ impl Book {
 
 /// The messages of one connection.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(super) struct Traffic {
     /// The connection's number: what its messages call their sender.
     pub number: u32,
     /// What it sent and has not got back.
@@ -82,7 +82,7 @@ pub struct Traffic {
 
 /// What one subscriber of a broadcast got so far. It outlives its connection.
 #[derive(Debug)]
-pub struct Subscriber {
+pub(super) struct Subscriber {
     publishers: Box<[Deliveries]>,
     /// Arrived, but too damaged to say which one it was.
     unidentified: u64,
@@ -98,12 +98,12 @@ struct Deliveries {
 
 impl Subscriber {
     /// One that got nothing yet.
-    pub fn new(publishers: u32) -> Self {
+    pub(super) fn new(publishers: u32) -> Self {
         Self { publishers: vec![Deliveries::default(); publishers as usize].into(), unidentified: 0 }
     }
 
     /// How many publications it never got, given how many there were of each publisher.
-    pub fn lost(&self, published: impl Iterator<Item = u32>) -> u64 {
+    pub(super) fn lost(&self, published: impl Iterator<Item = u32>) -> u64 {
         let not_seen = |(deliveries, count): (&Deliveries, u32)| {
             u64::from(count.wrapping_sub(deliveries.next)) + deliveries.missing.len() as u64
         };
@@ -112,7 +112,7 @@ impl Subscriber {
 }
 
 /// Takes the messages of one read on one connection.
-pub struct Receiver<'a> {
+pub(super) struct Receiver<'a> {
     /// Where they are written down.
     pub book: &'a mut Book,
     /// The connection's messages.

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
 /// Nanoseconds in a second.
-pub const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 /// Reads nanoseconds since the run's origin. Copies share the origin.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     origin: Instant,
     /// The wall clock at the origin, for files that want a date.
     pub started_at: SystemTime,
@@ -15,19 +15,19 @@ pub struct Clock {
 
 impl Clock {
     /// A clock whose origin is now.
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self { origin: Instant::now(), started_at: SystemTime::now() }
     }
 
     /// Nanoseconds since the origin. Costs one vDSO call (about 20 ns with a TSC clock source).
     #[inline]
-    pub fn now_ns(&self) -> u64 {
+    pub(super) fn now_ns(&self) -> u64 {
         // 2^64 ns are 584 years.
         self.origin.elapsed().as_nanos() as u64
     }
 }
 
 /// A duration in nanoseconds, saturating.
-pub fn duration_ns(duration: Duration) -> u64 {
+pub(super) fn duration_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

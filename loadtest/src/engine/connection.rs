@@ -11,7 +11,7 @@ use super::upgrade::Pending;
 
 /// Where a connection is in its life.
 #[derive(Debug)]
-pub enum Stage {
+pub(super) enum Stage {
     /// The TCP handshake is under way.
     Connecting,
     /// The upgrade request was sent.
@@ -26,7 +26,7 @@ pub enum Stage {
 
 /// One connection.
 #[derive(Debug)]
-pub struct Conn {
+pub(super) struct Conn {
     /// Its socket, edge-triggered.
     pub stream: TcpStream,
     /// Which of the connections that had this slot it is.
@@ -53,7 +53,13 @@ pub struct Conn {
 
 impl Conn {
     /// One that is being connected, for the connection number `number`.
-    pub fn new(stream: TcpStream, generation: u32, number: u32, intended_ns: u64, started_ns: u64) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        generation: u32,
+        number: u32,
+        intended_ns: u64,
+        started_ns: u64,
+    ) -> Self {
         Self {
             stream,
             generation,
@@ -71,19 +77,19 @@ impl Conn {
 
     /// Whether messages may be sent.
     #[inline]
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open)
     }
 
     /// Whether the kernel still refuses octets that were to be written.
     #[inline]
-    pub fn is_blocked(&self) -> bool {
+    pub(super) fn is_blocked(&self) -> bool {
         !self.unwritten.is_empty()
     }
 
     /// Writes `octets`, or keeps what the kernel does not take. Returns whether it took everything.
     #[inline]
-    pub fn write(&mut self, octets: &[u8]) -> io::Result<bool> {
+    pub(super) fn write(&mut self, octets: &[u8]) -> io::Result<bool> {
         if self.is_blocked() {
             self.unwritten.extend_from_slice(octets);
             return Ok(false);
@@ -96,7 +102,7 @@ impl Conn {
     }
 
     /// Writes what was kept. Returns whether nothing is left.
-    pub fn write_kept(&mut self) -> io::Result<bool> {
+    pub(super) fn write_kept(&mut self) -> io::Result<bool> {
         let written = write_all(&mut self.stream, &self.unwritten)?;
         self.unwritten.drain(..written);
         if self.unwritten.is_empty() {
@@ -106,7 +112,7 @@ impl Conn {
     }
 
     /// Starts the closing handshake.
-    pub fn close(&mut self, now_ns: u64) -> io::Result<()> {
+    pub(super) fn close(&mut self, now_ns: u64) -> io::Result<()> {
         let mut frame = Vec::new();
         self.protocol.close(CloseCode::NORMAL, "", &mut frame);
         self.stage = Stage::Closing;
@@ -116,7 +122,7 @@ impl Conn {
     }
 
     /// Says that nothing more will be sent, so that the server sees the end of the stream at once.
-    pub fn shut(&mut self) {
+    pub(super) fn shut(&mut self) {
         // It fails only if the server was faster.
         let _ = self.stream.shutdown(Shutdown::Both);
     }

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::result::recorder::ErrorKind;
 
 /// A point in time that is not known yet.
-pub const NOT_YET: u64 = u64::MAX;
+pub(super) const NOT_YET: u64 = u64::MAX;
 
 /// Shared by all threads of a run.
 #[derive(Debug)]
-pub struct Control {
+pub(super) struct Control {
     /// When the load starts (warm-up included), or [`NOT_YET`]. Written once, with enough of a lead that
     /// every thread has read it when it comes.
     start_ns: AtomicU64,
@@ -31,7 +31,7 @@ pub struct Control {
 
 impl Control {
     /// For a run of `threads` threads and `publishers` publishers.
-    pub fn new(threads: u32, publishers: u32) -> Self {
+    pub(super) fn new(threads: u32, publishers: u32) -> Self {
         Self {
             start_ns: AtomicU64::new(NOT_YET),
             end_ns: AtomicU64::new(NOT_YET),
@@ -43,57 +43,57 @@ impl Control {
     }
 
     /// Announces the load: from `start_ns` to `end_ns`, to `subscribers` connections.
-    pub fn start(&self, start_ns: u64, end_ns: u64, subscribers: u32) {
+    pub(super) fn start(&self, start_ns: u64, end_ns: u64, subscribers: u32) {
         self.subscribers.store(subscribers, Ordering::Relaxed);
         self.end_ns.fetch_min(end_ns, Ordering::Relaxed);
         self.start_ns.store(start_ns, Ordering::Release);
     }
 
     /// When the load starts, or [`NOT_YET`].
-    pub fn start_ns(&self) -> u64 {
+    pub(super) fn start_ns(&self) -> u64 {
         self.start_ns.load(Ordering::Acquire)
     }
 
     /// When the load ends, or [`NOT_YET`].
     #[inline]
-    pub fn end_ns(&self) -> u64 {
+    pub(super) fn end_ns(&self) -> u64 {
         self.end_ns.load(Ordering::Relaxed)
     }
 
     /// Ends the load at `end_ns`, if it would go on for longer.
-    pub fn end_at(&self, end_ns: u64) {
+    pub(super) fn end_at(&self, end_ns: u64) {
         self.end_ns.fetch_min(end_ns, Ordering::Relaxed);
     }
 
     /// Connections that are to get every publication.
-    pub fn subscribers(&self) -> u32 {
+    pub(super) fn subscribers(&self) -> u32 {
         self.subscribers.load(Ordering::Relaxed)
     }
 
     /// Says how many messages a publisher has sent in all.
-    pub fn set_published(&self, publisher: u32, count: u32) {
+    pub(super) fn set_published(&self, publisher: u32, count: u32) {
         self.published[publisher as usize].store(count, Ordering::Relaxed);
     }
 
     /// Says that this thread publishes nothing any more.
-    pub fn publishing_done(&self) {
+    pub(super) fn publishing_done(&self) {
         self.publishing.fetch_sub(1, Ordering::Release);
     }
 
     /// How many messages each publisher has sent, or `None` while one may still send.
-    pub fn published(&self) -> Option<impl ExactSizeIterator<Item = u32>> {
+    pub(super) fn published(&self) -> Option<impl ExactSizeIterator<Item = u32>> {
         (self.publishing.load(Ordering::Acquire) == 0)
             .then(|| self.published.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 
     /// Keeps the first failure, for a run that comes to nothing.
-    pub fn failed(&self, kind: ErrorKind, what: impl FnOnce() -> String) {
+    pub(super) fn failed(&self, kind: ErrorKind, what: impl FnOnce() -> String) {
         let mut first = self.first_failure.lock().expect("no thread panics with this lock");
         first.get_or_insert_with(|| (kind, what()));
     }
 
     /// The first failure.
-    pub fn first_failure(&self) -> Option<(ErrorKind, String)> {
+    pub(super) fn first_failure(&self) -> Option<(ErrorKind, String)> {
         self.first_failure.lock().expect("no thread panics with this lock").clone()
     }
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 /// A message that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
+pub(super) struct Sent {
     /// When it was to be sent, in ns.
     pub intended_ns: u64,
     /// When it was handed to the kernel, in ns.
@@ -19,7 +19,7 @@ pub struct Sent {
 
 /// What an arrival turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrived {
+pub(super) enum Arrived {
     /// The one that was next, after `skipped` others that are missing now.
     Next {
         /// What was sent.
@@ -37,7 +37,7 @@ pub enum Arrived {
 
 /// The messages of one sender on one connection.
 #[derive(Debug, Default)]
-pub struct Outstanding {
+pub(super) struct Outstanding {
     /// The number of the next message to be sent, wrapping.
     next: u32,
     /// Sent and not arrived, oldest first; without those that are missing. The last one is `next - 1`.
@@ -51,31 +51,31 @@ pub struct Outstanding {
 impl Outstanding {
     /// The number of the next message to be sent; also how many there were (wrapping).
     #[inline]
-    pub fn next(&self) -> u32 {
+    pub(super) fn next(&self) -> u32 {
         self.next
     }
 
     /// Notes that the next message was sent.
     #[inline]
-    pub fn sent(&mut self, sent: Sent) {
+    pub(super) fn sent(&mut self, sent: Sent) {
         self.next = self.next.wrapping_add(1);
         self.queue.push_back(sent);
     }
 
     /// The oldest message that has neither arrived nor been skipped over.
     #[inline]
-    pub fn oldest(&self) -> Option<Sent> {
+    pub(super) fn oldest(&self) -> Option<Sent> {
         self.queue.front().copied()
     }
 
     /// Whether nothing is on its way, as far as one can tell.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Notes that message number `sequence` arrived intact.
     #[inline]
-    pub fn arrived(&mut self, sequence: u32) -> Arrived {
+    pub(super) fn arrived(&mut self, sequence: u32) -> Arrived {
         let first = self.next.wrapping_sub(self.queue.len() as u32);
         if sequence == first
             && let Some(sent) = self.queue.pop_front()
@@ -103,12 +103,12 @@ impl Outstanding {
     }
 
     /// Notes that a message arrived that is too damaged to say which one it was.
-    pub fn arrived_damaged(&mut self) {
+    pub(super) fn arrived_damaged(&mut self) {
         self.unidentified += 1;
     }
 
     /// Gives up waiting for everything that is on its way: it is missing from now on. Returns how many.
-    pub fn give_up(&mut self) -> u32 {
+    pub(super) fn give_up(&mut self) -> u32 {
         let count = self.queue.len() as u32;
         let first = self.next.wrapping_sub(count);
         for (offset, sent) in self.queue.drain(..).enumerate() {
@@ -118,7 +118,7 @@ impl Outstanding {
     }
 
     /// Ends the book: calls `lost` for each message that never arrived.
-    pub fn close(mut self, mut lost: impl FnMut(Sent)) {
+    pub(super) fn close(mut self, mut lost: impl FnMut(Sent)) {
         self.give_up();
         // Each damaged arrival was one of these; which of them makes no difference to their number.
         let identified = self.missing.len().saturating_sub(self.unidentified as usize);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Counters only rise, levels rise and fall.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub(super) struct Snapshot {
     /// Counters since the machine (or the network namespace) started.
     pub counters: BTreeMap<String, u64>,
     /// Levels as they are now.
@@ -18,7 +18,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Reads what there is under `proc`; what is not there is left out.
-    pub fn read(proc: &Path) -> Self {
+    pub(super) fn read(proc: &Path) -> Self {
         let mut snapshot = Self::default();
         let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
         for file in ["net/netstat", "net/snmp"] {
@@ -33,7 +33,7 @@ impl Snapshot {
     }
 
     /// Counters that are higher than in `earlier`, with by how much.
-    pub fn deltas(&self, earlier: &Self) -> BTreeMap<String, u64> {
+    pub(super) fn deltas(&self, earlier: &Self) -> BTreeMap<String, u64> {
         let risen = |(name, count): (&String, &u64)| {
             let delta = count.saturating_sub(earlier.counters.get(name).copied().unwrap_or(0));
             (delta > 0).then(|| (name.clone(), delta))
@@ -45,7 +45,9 @@ impl Snapshot {
     fn add_tables(&mut self, text: &str) {
         let lines: Vec<&str> = text.lines().collect();
         for pair in lines.chunks_exact(2) {
-            let (Some((group, names)), Some((_, numbers))) = (pair[0].split_once(':'), pair[1].split_once(':')) else {
+            let (Some((group, names)), Some((_, numbers))) =
+                (pair[0].split_once(':'), pair[1].split_once(':'))
+            else {
                 continue;
             };
             for (name, number) in names.split_whitespace().zip(numbers.split_whitespace()) {
@@ -73,7 +75,9 @@ impl Snapshot {
     fn add_softnet(&mut self, text: &str) {
         for line in text.lines() {
             let columns = line.split_whitespace().map(|column| u64::from_str_radix(column, 16).unwrap_or(0));
-            for (name, number) in ["softnet.processed", "softnet.dropped", "softnet.time_squeeze"].iter().zip(columns) {
+            for (name, number) in
+                ["softnet.processed", "softnet.dropped", "softnet.time_squeeze"].iter().zip(columns)
+            {
                 *self.counters.entry((*name).to_owned()).or_default() += number;
             }
         }
@@ -82,7 +86,7 @@ impl Snapshot {
 
 /// A process's use of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessUse {
+pub(super) struct ProcessUse {
     /// User and system time of all its threads so far, in clock ticks.
     pub cpu_ticks: u64,
     /// Resident memory in octets.
@@ -91,7 +95,7 @@ pub struct ProcessUse {
 
 /// The server's process, watched from outside.
 #[derive(Clone, Debug)]
-pub struct Process {
+pub(super) struct Process {
     directory: PathBuf,
     page_octets: u64,
     ticks_per_s: u64,
@@ -99,7 +103,7 @@ pub struct Process {
 
 impl Process {
     /// The process `pid` below `proc`.
-    pub fn new(proc: &Path, pid: u32) -> Self {
+    pub(super) fn new(proc: &Path, pid: u32) -> Self {
         let conf = |name, fallback| {
             nix::unistd::sysconf(name).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(fallback)
         };
@@ -111,7 +115,7 @@ impl Process {
     }
 
     /// What it has used so far, or `None` once it is gone.
-    pub fn sample(&self) -> Option<ProcessUse> {
+    pub(super) fn sample(&self) -> Option<ProcessUse> {
         let stat = fs::read_to_string(self.directory.join("stat")).ok()?;
         // The second field is the name in parentheses, which may hold spaces and parentheses of its own.
         let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
@@ -121,13 +125,13 @@ impl Process {
     }
 
     /// CPU between two samples that lie `elapsed_ns` apart, in percent of one core.
-    pub fn cpu_percent(&self, earlier: ProcessUse, later: ProcessUse, elapsed_ns: u64) -> f64 {
+    pub(super) fn cpu_percent(&self, earlier: ProcessUse, later: ProcessUse, elapsed_ns: u64) -> f64 {
         let seconds = later.cpu_ticks.saturating_sub(earlier.cpu_ticks) as f64 / self.ticks_per_s as f64;
         100.0 * seconds / (elapsed_ns.max(1) as f64 / 1e9)
     }
 
     /// Its command line, words separated by spaces.
-    pub fn command(&self) -> Option<String> {
+    pub(super) fn command(&self) -> Option<String> {
         let octets = fs::read(self.directory.join("cmdline")).ok()?;
         let words: Vec<_> = octets.split(|octet| *octet == 0).map(String::from_utf8_lossy).collect();
         Some(words.join(" ").trim().to_owned())

@@ -43,22 +43,19 @@ impl Worker {
     /// Begins to open a connection that was to be opened at `intended_ns`.
     pub(super) fn open(&mut self, slot: usize, intended_ns: u64) {
         let plan = &self.shared.plan;
-        let first = slot as u32 * plan.threads + self.index;
-        // The first connection of a slot has the number that schedules know it by; later ones are new.
-        let number = match self.opened.checked_sub(self.slots.len() as u32) {
-            Some(extra) if plan.mode != Mode::Broadcast => {
-                plan.connections.wrapping_add(extra.wrapping_mul(plan.threads)).wrapping_add(self.index)
-            }
-            _ => first,
-        };
+        // In the order of the ramp these are the numbers by which schedules know the slots.
+        let number = self.opened.wrapping_mul(plan.threads).wrapping_add(self.index);
         let source = match plan.sources.len() {
             0 => None,
             count => Some(plan.sources[number as usize % count]),
         };
         self.opened = self.opened.wrapping_add(1);
+        let started_ns = self.shared.clock.now_ns();
+        if plan.mode == Mode::Connect && self.book.records(intended_ns) {
+            self.book.slice.record(Metric::Lag, started_ns - intended_ns);
+        }
         let counts = &mut self.book.slice.counts;
         counts.connects += 1;
-        let started_ns = self.shared.clock.now_ns();
         let connected = socket::connect(plan.target.address, source).and_then(|mut stream| {
             let generation = self.generations[slot].wrapping_add(1);
             self.generations[slot] = generation;
@@ -75,11 +72,8 @@ impl Worker {
             Err(error) => {
                 counts.connect_failures += 1;
                 self.count_error(socket::error_kind(&error), || format!("connect: {error}"));
-                self.vacate(slot);
+                self.vacant.push(slot as u32);
             }
-        }
-        if plan_is_connect(&self.shared.plan.mode) {
-            self.book.slice.record(Metric::Lag, started_ns - intended_ns);
         }
     }
 
@@ -178,7 +172,8 @@ impl Worker {
             return;
         }
         let plan = &self.shared.plan;
-        let closed_loop = matches!(plan.load, Load::Closed { .. }) && self.part == Part::Load;
+        let closed_loop =
+            matches!(plan.load, Load::Closed { .. }) && self.part == Part::Load && conn.is_open();
         let expected = if plan.mode == Mode::Broadcast { self.shared.control.subscribers() } else { 1 };
         let interval_ns = self.schedule.as_ref().map_or(u64::MAX, |schedule| schedule.interval_ns());
         loop {
@@ -224,7 +219,9 @@ impl Worker {
                 return;
             }
             match conn.write(&self.send_buffer) {
-                Ok(true) if conn.traffic.backlog.is_empty() && (conn.traffic.owed == 0 || !closed_loop) => return,
+                Ok(true) if conn.traffic.backlog.is_empty() && (conn.traffic.owed == 0 || !closed_loop) => {
+                    return;
+                }
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.fail(slot, &error, "write"),
@@ -275,7 +272,7 @@ impl Worker {
         let Stage::Upgrading(pending) = &mut conn.stage else { unreachable!("the caller has looked") };
         match self.shared.upgrade.receive(pending, &self.receive_buffer[..len]) {
             Ok(None) => None,
-            Ok(Some(taken)) => {
+            Ok(Some(upgraded)) => {
                 self.book.slice.record(Metric::Upgrade, now_ns - conn.stage_ns);
                 self.book.slice.counts.upgrades += 1;
                 self.open_count += 1;
@@ -291,7 +288,7 @@ impl Worker {
                     conn.traffic.owed = in_flight;
                     self.flush(slot);
                 }
-                self.slots[slot].as_ref().map(|_| taken)
+                self.slots[slot].as_ref().map(|_| upgraded.taken)
             }
             Err(reason) => {
                 self.book.slice.counts.upgrade_failures += 1;
@@ -389,7 +386,9 @@ impl Worker {
             Stage::Closing => {}
             Stage::Upgrading(_) => {
                 self.book.slice.counts.upgrade_failures += 1;
-                self.count_error(ErrorKind::ClosedByServer, || "the server closed instead of upgrading".into());
+                self.count_error(ErrorKind::ClosedByServer, || {
+                    "the server closed instead of upgrading".into()
+                });
             }
             _ => self.count_error(ErrorKind::ClosedByServer, || "the server closed the connection".into()),
         }
@@ -448,7 +447,7 @@ impl Worker {
     fn vacate(&mut self, slot: usize) {
         if self.shared.plan.mode == Mode::Connect {
             self.vacant.push(slot as u32);
-            if self.part == Part::Load {
+            if matches!(self.part, Part::Load | Part::Drain) {
                 self.open_waiting();
             }
         }
@@ -482,10 +481,28 @@ impl Worker {
         worked
     }
 
+    /// Closed loop: gives the place of replies that take too long to new messages.
+    pub(super) fn give_up_replies(&mut self, now_ns: u64) {
+        if self.part != Part::Load || !matches!(self.shared.plan.load, Load::Closed { .. }) {
+            return;
+        }
+        let sent_before_ns = now_ns.saturating_sub(self.shared.plan.reply_timeout_ns);
+        for slot in 0..self.slots.len() {
+            let Some(conn) = self.slots[slot].as_mut().filter(|conn| conn.is_open()) else { continue };
+            if conn.traffic.outstanding.oldest().is_some_and(|sent| sent.sent_ns < sent_before_ns) {
+                let count = conn.traffic.outstanding.give_up();
+                conn.traffic.owed += count;
+                self.book.slice.counts.errors.add(ErrorKind::ReplyTimeout, count.into());
+                self.flush(slot);
+            }
+        }
+    }
+
     /// Gives up what has taken too long.
     pub(super) fn expire(&mut self, now_ns: u64) {
         while let Some(&(deadline_ns, token)) = self.connecting.front() {
-            let stage = self.slot_of(token).and_then(|slot| self.slots[slot].as_ref()).map(|conn| &conn.stage);
+            let stage =
+                self.slot_of(token).and_then(|slot| self.slots[slot].as_ref()).map(|conn| &conn.stage);
             let kind = match stage {
                 Some(Stage::Connecting) => ErrorKind::ConnectTimeout,
                 Some(Stage::Upgrading(_)) => ErrorKind::UpgradeTimeout,
@@ -510,9 +527,8 @@ impl Worker {
             let slot = self.slot_of(token).expect("it was there just now");
             self.remove(slot);
         }
-        while let Some(&(deadline_ns, token)) = self.leaving.front().filter(|(deadline_ns, _)| *deadline_ns <= now_ns) {
+        while let Some(&(_, token)) = self.leaving.front().filter(|(deadline_ns, _)| *deadline_ns <= now_ns) {
             self.leaving.pop_front();
-            let _ = deadline_ns;
             if let Some(slot) = self.slot_of(token)
                 && matches!(self.slots[slot].as_ref().map(|conn| &conn.stage), Some(Stage::Leaving))
             {

@@ -17,7 +17,7 @@ use crate::result::model;
 
 /// What drives the load.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Load {
+pub(super) enum Load {
     /// A schedule that waits for nothing.
     Open {
         /// Messages (in connect mode: connects) a second, over all connections.
@@ -32,7 +32,7 @@ pub enum Load {
 
 /// A run that makes sense. Whether this machine can do it is [`super::preflight`]'s question.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(super) struct Plan {
     /// Where the connections go.
     pub target: Target,
     /// What they do.
@@ -80,7 +80,7 @@ impl Plan {
     ///
     /// # Errors
     /// One line about the flag that cannot be meant.
-    pub fn new(args: &RunArgs) -> anyhow::Result<Self> {
+    pub(super) fn new(args: &RunArgs) -> anyhow::Result<Self> {
         let sources: Vec<IpAddr> = args.source.iter().flat_map(|range| range.addresses()).collect();
         let target = Target::resolve(&args.url, |address| {
             sources.iter().all(|source| source.is_ipv4() == address.is_ipv4())
@@ -145,9 +145,11 @@ impl Plan {
     }
 
     /// What the run takes from the machine.
-    pub fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> Wanted {
         let connects_per_s = match (self.mode, self.load) {
-            (Mode::Connect, Load::Open { rate_per_s }) if self.close_first == CloseFirst::Client => rate_per_s,
+            (Mode::Connect, Load::Open { rate_per_s }) if self.close_first == CloseFirst::Client => {
+                rate_per_s
+            }
             (Mode::Echo, _) => self.churn_per_s,
             _ => 0.0,
         };
@@ -163,7 +165,7 @@ impl Plan {
     }
 
     /// The plan as the result file holds it.
-    pub fn model(&self, args: &RunArgs) -> model::Plan {
+    pub(super) fn model(&self, args: &RunArgs) -> model::Plan {
         let share = |min: usize, max: usize, weight: f64| model::SizeShare {
             min_octets: min as u64,
             max_octets: max as u64,

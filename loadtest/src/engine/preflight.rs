@@ -21,7 +21,7 @@ const TIME_WAIT_S: f64 = 60.0;
 
 /// What a run wants.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Connections at a time.
     pub connections: u64,
     /// Load threads.
@@ -40,7 +40,7 @@ pub struct Wanted {
 
 /// What the machine allows.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Soft limit of open descriptors.
     pub nofile_soft: u64,
     /// Hard limit of open descriptors.
@@ -57,7 +57,7 @@ pub struct Limits {
 
 impl Limits {
     /// Reads the limits; `proc` is /proc, or a copy of it in a test. What cannot be read takes the kernel's default.
-    pub fn of_this_machine(proc: &Path) -> Self {
+    pub(super) fn of_this_machine(proc: &Path) -> Self {
         let (nofile_soft, nofile_hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096));
         let read = |name: &str| std::fs::read_to_string(proc.join(name)).unwrap_or_default();
         let ports = port_range(&read("sys/net/ipv4/ip_local_port_range")).unwrap_or(32768..=60999);
@@ -74,7 +74,7 @@ impl Limits {
 }
 
 /// Raises the soft limit of open descriptors as far as this run needs, and returns the limit now in force.
-pub fn raise_nofile(limits: &Limits, needed: u64) -> u64 {
+pub(super) fn raise_nofile(limits: &Limits, needed: u64) -> u64 {
     let wanted = needed.min(limits.nofile_hard);
     if wanted > limits.nofile_soft && setrlimit(Resource::RLIMIT_NOFILE, wanted, limits.nofile_hard).is_ok() {
         return wanted;
@@ -83,12 +83,12 @@ pub fn raise_nofile(limits: &Limits, needed: u64) -> u64 {
 }
 
 /// Descriptors that a run needs.
-pub fn descriptors_needed(wanted: &Wanted) -> u64 {
+pub(super) fn descriptors_needed(wanted: &Wanted) -> u64 {
     wanted.connections + 4 * wanted.threads + DESCRIPTORS_BESIDE
 }
 
 /// Why the run cannot be done, one entry for each reason: arithmetic first, then the fix. Empty if it can.
-pub fn check(wanted: &Wanted, limits: &Limits) -> Vec<String> {
+pub(super) fn check(wanted: &Wanted, limits: &Limits) -> Vec<String> {
     [descriptors(wanted, limits), ports(wanted, limits), time_wait(wanted, limits), memory(wanted, limits)]
         .into_iter()
         .flatten()

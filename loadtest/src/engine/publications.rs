@@ -13,7 +13,7 @@ const GATHERING_LEN_MAX: usize = 1 << 20;
 
 /// What is known of the deliveries of one publication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub(super) struct Seen {
     /// Who published it.
     pub publisher: u32,
     /// Its number among the publisher's.
@@ -28,7 +28,7 @@ pub struct Seen {
 
 /// The publications that one thread follows.
 #[derive(Debug)]
-pub struct Publications {
+pub(super) struct Publications {
     /// `per_publisher` places for each publisher, by sequence number.
     window: Vec<Seen>,
     per_publisher: usize,
@@ -40,7 +40,7 @@ pub struct Publications {
 
 impl Publications {
     /// Follows `publishers` publishers for a thread that has `subscribers` subscribers.
-    pub fn new(publishers: u32, subscribers: u32) -> Self {
+    pub(super) fn new(publishers: u32, subscribers: u32) -> Self {
         let per_publisher = match publishers {
             0 => 0,
             count => (WINDOW_LEN / count as usize).next_power_of_two().max(16),
@@ -55,7 +55,7 @@ impl Publications {
 
     /// Notes one delivery. Each must be noted once only.
     #[inline]
-    pub fn delivered(&mut self, publisher: u32, sequence: u32, now_ns: u64) {
+    pub(super) fn delivered(&mut self, publisher: u32, sequence: u32, now_ns: u64) {
         let place = publisher as usize * self.per_publisher + (sequence as usize & (self.per_publisher - 1));
         let seen = &mut self.window[place];
         if seen.count > 0 && seen.sequence != sequence {
@@ -80,13 +80,13 @@ impl Publications {
 
 /// Puts the threads' parts together.
 #[derive(Debug, Default)]
-pub struct Gathering {
+pub(super) struct Gathering {
     parts: BTreeMap<(u32, u32), Seen>,
 }
 
 impl Gathering {
     /// Takes in one thread's part; the first-to-last spread in ns, once all `subscribers` have got it.
-    pub fn add(&mut self, part: &Seen, subscribers: u32) -> Option<u64> {
+    pub(super) fn add(&mut self, part: &Seen, subscribers: u32) -> Option<u64> {
         if part.count == subscribers {
             return Some(part.last_ns - part.first_ns);
         }
@@ -133,12 +133,9 @@ mod tests {
         publications.delivered(3, 0, 3);
         assert_eq!(publications.finished.len(), 1, "what was given up is not followed again");
         publications.delivered(3, per_publisher, 9);
-        assert_eq!(publications.finished[1], Seen {
-            publisher: 3,
-            sequence: per_publisher,
-            first_ns: 2,
-            last_ns: 9,
-            count: 2
-        });
+        assert_eq!(
+            publications.finished[1],
+            Seen { publisher: 3, sequence: per_publisher, first_ns: 2, last_ns: 9, count: 2 }
+        );
     }
 }

@@ -8,8 +8,6 @@
 //!
 //! A step is O(1), without allocation and without reading a clock. Start at [`Schedule::due_ns`].
 
-use std::time::Duration;
-
 use super::clock::SECOND_NS;
 
 /// How the gaps between messages are distributed.
@@ -34,7 +32,7 @@ pub enum Late {
 
 /// One thread's part in a schedule that all threads share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub(super) struct Share {
     /// This thread's number.
     pub index: u32,
     /// Threads in all.
@@ -45,7 +43,7 @@ pub struct Share {
 
 impl Share {
     /// The participants that belong to this thread.
-    pub fn members(&self) -> u32 {
+    pub(super) fn members(&self) -> u32 {
         if self.index >= self.participants {
             0
         } else {
@@ -54,14 +52,14 @@ impl Share {
     }
 
     /// The number among all connections of the thread's own connection `member`.
-    pub fn global(&self, member: u32) -> u32 {
+    pub(super) fn global(&self, member: u32) -> u32 {
         member * self.count + self.index
     }
 }
 
 /// The due times of one thread's messages, in order.
 #[derive(Debug)]
-pub struct Schedule {
+pub(super) struct Schedule {
     start_ns: u64,
     end_ns: u64,
     due_ns: u64,
@@ -81,6 +79,8 @@ enum Kind {
         period_fixed_point: u128,
         /// How often the round-robin has gone around all participants.
         round: u64,
+        /// How often it goes around in all.
+        rounds: u64,
     },
     Poisson {
         rng: fastrand::Rng,
@@ -93,7 +93,14 @@ enum Kind {
 impl Schedule {
     /// The thread's part of `rate_per_s` messages a second by all participants, due from `start_ns` to
     /// before `end_ns`.
-    pub fn new(arrival: Arrival, rate_per_s: f64, share: Share, start_ns: u64, end_ns: u64, seed: u64) -> Self {
+    pub(super) fn new(
+        arrival: Arrival,
+        rate_per_s: f64,
+        share: Share,
+        start_ns: u64,
+        end_ns: u64,
+        seed: u64,
+    ) -> Self {
         assert!(rate_per_s > 0.0 && rate_per_s.is_finite(), "a rate is positive");
         let members = share.members();
         let gap_ns = SECOND_NS as f64 / rate_per_s;
@@ -101,7 +108,7 @@ impl Schedule {
         let kind = match arrival {
             Arrival::Fixed => {
                 let period_fixed_point = (gap_ns * 2f64.powi(32)) as u128;
-                Kind::Fixed { share, period_fixed_point, round: 0 }
+                Kind::Fixed { share, period_fixed_point, round: 0, rounds: u64::MAX }
             }
             Arrival::Poisson => Kind::Poisson {
                 rng: fastrand::Rng::with_seed(seed),
@@ -116,34 +123,35 @@ impl Schedule {
         schedule
     }
 
+    /// Each participant once, at `rate_per_s` from `start_ns` on: how connections are opened.
+    pub(super) fn once(rate_per_s: f64, share: Share, start_ns: u64) -> Self {
+        let mut schedule = Self::new(Arrival::Fixed, rate_per_s, share, start_ns, u64::MAX, 0);
+        if let Kind::Fixed { rounds, .. } = &mut schedule.kind {
+            *rounds = 1;
+        }
+        schedule
+    }
+
     /// When the next message is due, or `u64::MAX` when there is none left.
     #[inline]
-    pub fn due_ns(&self) -> u64 {
+    pub(super) fn due_ns(&self) -> u64 {
         self.due_ns
     }
 
     /// The thread's own connection that the next message belongs to.
     #[inline]
-    pub fn member(&self) -> u32 {
+    pub(super) fn member(&self) -> u32 {
         self.member
     }
 
     /// A connection's mean interval in nanoseconds.
-    pub fn interval_ns(&self) -> u64 {
+    pub(super) fn interval_ns(&self) -> u64 {
         self.interval_ns
-    }
-
-    /// Ends the schedule early: nothing is due at `end_ns` or later.
-    pub fn end_at(&mut self, end_ns: u64) {
-        self.end_ns = self.end_ns.min(end_ns);
-        if self.due_ns >= self.end_ns {
-            self.due_ns = u64::MAX;
-        }
     }
 
     /// Goes on to the message after this one.
     #[inline]
-    pub fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         if let Kind::Fixed { round, .. } = &mut self.kind {
             self.member += 1;
             if self.member == self.members {
@@ -158,7 +166,11 @@ impl Schedule {
     #[inline]
     fn settle(&mut self) {
         let offset_ns = match &mut self.kind {
-            Kind::Fixed { share, period_fixed_point, round } => {
+            Kind::Fixed { round, rounds, .. } if round == rounds => {
+                self.due_ns = u64::MAX;
+                return;
+            }
+            Kind::Fixed { share, period_fixed_point, round, .. } => {
                 let position = *round * u64::from(share.participants) + u64::from(share.global(self.member));
                 ((u128::from(position) * *period_fixed_point) >> 32) as u64
             }
@@ -171,11 +183,6 @@ impl Schedule {
         let due_ns = self.start_ns.saturating_add(offset_ns);
         self.due_ns = if due_ns < self.end_ns { due_ns } else { u64::MAX };
     }
-}
-
-/// How many messages `rate_per_s` makes in `duration`.
-pub fn messages(rate_per_s: f64, duration: Duration) -> f64 {
-    rate_per_s * duration.as_secs_f64()
 }
 
 #[cfg(test)]
@@ -229,7 +236,12 @@ mod tests {
         // Half of 10,000 a second is this thread's: 200 us. Four standard errors of 100,000 samples.
         assert!((mean / 200_000.0 - 1.0).abs() < 0.013, "{mean}");
         assert!((deviation / mean - 1.0).abs() < 0.03, "{deviation}");
-        assert!([0, 1].map(|member| dues.iter().filter(|due| due.1 == member).count()).iter().all(|&n| n > 45_000));
+        assert!(
+            [0, 1]
+                .map(|member| dues.iter().filter(|due| due.1 == member).count())
+                .iter()
+                .all(|&n| n > 45_000)
+        );
     }
 
     #[test]
@@ -247,11 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn an_early_end_leaves_nothing_due_after_it() {
-        let mut schedule = Schedule::new(Arrival::Fixed, 1000.0, share(0, 1, 1), 0, SECOND_NS, 0);
-        schedule.advance();
-        schedule.end_at(1_000_000);
-        assert_eq!(schedule.due_ns(), u64::MAX);
+    fn each_connection_is_opened_once() {
+        let dues = drain(Schedule::once(1000.0, share(1, 2, 5), 0));
+        assert_eq!(dues, [(1_000_000, 0), (3_000_000, 1)]);
+        assert_eq!(drain(Schedule::once(f64::from(1u32 << 30), share(0, 1, 3), 9)).len(), 3);
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The longest message that can be asked for, in octets: three of them fill a thread's working set.
-pub const SIZE_MAX: usize = 64 << 20;
+pub(super) const SIZE_MAX: usize = 64 << 20;
 
 /// A distribution of message sizes in octets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", "x", "-5", "9-3", "1TiB", "99999999999", "64:0", "64:1,,", "18446744073709551615KiB"] {
+        for text in ["", "x", "-5", "9-3", "1TiB", "99999999999", "64:0", "64:1,,", "18446744073709551615KiB"]
+        {
             assert!(text.parse::<Sizes>().is_err(), "{text:?}");
         }
     }

@@ -14,7 +14,7 @@ use crate::result::recorder::ErrorKind;
 ///
 /// # Errors
 /// What the kernel refused at once; [`error_kind`] says what it means.
-pub fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+pub(super) fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
@@ -33,7 +33,7 @@ pub fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStr
 }
 
 /// The kind that an error of a socket is counted under.
-pub fn error_kind(error: &io::Error) -> ErrorKind {
+pub(super) fn error_kind(error: &io::Error) -> ErrorKind {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ECONNREFUSED) => ErrorKind::ConnectRefused,
         Some(Errno::ETIMEDOUT | Errno::EHOSTUNREACH) => ErrorKind::ConnectTimeout,
@@ -46,7 +46,7 @@ pub fn error_kind(error: &io::Error) -> ErrorKind {
 }
 
 /// What to look at when an error of this kind comes up; empty if the error says it all.
-pub fn hint(kind: ErrorKind) -> &'static str {
+pub(super) fn hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::ConnectRefused => "is the server running, and is this its port?",
         ErrorKind::ConnectTimeout => "is a firewall in between, or is the accept queue full?",

@@ -41,7 +41,8 @@ impl FromStr for SourceRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = |text: &str| text.trim().parse::<IpAddr>().map_err(|_| format!("{text:?} is no IP address"));
+        let parse =
+            |text: &str| text.trim().parse::<IpAddr>().map_err(|_| format!("{text:?} is no IP address"));
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let (first, last) = (parse(first)?, parse(last)?);
         if first.is_ipv4() != last.is_ipv4() {
@@ -60,7 +61,11 @@ impl FromStr for SourceRange {
 
 impl fmt::Display for SourceRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
@@ -79,7 +84,9 @@ mod tests {
 
     #[test]
     fn what_is_no_range_is_refused() {
-        for text in ["", "localhost", "127.0.0.9-127.0.0.1", "127.0.0.1-::1", "10.0.0.0-10.255.255.255", "::-ffff::"] {
+        for text in
+            ["", "localhost", "127.0.0.9-127.0.0.1", "127.0.0.1-::1", "10.0.0.0-10.255.255.255", "::-ffff::"]
+        {
             assert!(text.parse::<SourceRange>().is_err(), "{text:?}");
         }
     }

@@ -23,14 +23,14 @@ use resound::proto::{FrameHeader, Opcode};
 use simd_adler32::Adler32;
 
 /// Octets of the stamp, which is the shortest binary message.
-pub const BINARY_LEN: usize = 20;
+pub(super) const BINARY_LEN: usize = 20;
 /// Characters of the stamp in a text message, which is the shortest one.
-pub const TEXT_LEN: usize = 27;
+pub(super) const TEXT_LEN: usize = 27;
 /// Places where the filler of a message may begin.
 const FILLER_STARTS: usize = 256;
 
 /// The length in octets of the shortest message of this kind.
-pub const fn len_min(opcode: Opcode) -> usize {
+pub(super) const fn len_min(opcode: Opcode) -> usize {
     match opcode {
         Opcode::Text => TEXT_LEN,
         _ => BINARY_LEN,
@@ -39,7 +39,7 @@ pub const fn len_min(opcode: Opcode) -> usize {
 
 /// A message's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub(super) struct Stamp {
     /// When it was to be sent, in nanoseconds since the run's origin.
     pub intended_ns: u64,
     /// Its number among its sender's messages, from 0, wrapping.
@@ -74,7 +74,7 @@ impl Stamp {
 
 /// Reads and verifies a message. `None` if it is not one of ours or not as it was sent.
 #[inline]
-pub fn read(payload: &[u8], opcode: Opcode) -> Option<Stamp> {
+pub(super) fn read(payload: &[u8], opcode: Opcode) -> Option<Stamp> {
     let mut decoded = [0; BINARY_LEN];
     let (stamp, filler) = match opcode {
         Opcode::Text => {
@@ -92,7 +92,7 @@ pub fn read(payload: &[u8], opcode: Opcode) -> Option<Stamp> {
 
 /// Writes whole masked frames.
 #[derive(Debug)]
-pub struct Composer {
+pub(super) struct Composer {
     filler: Vec<u8>,
     opcode: Opcode,
     keys: fastrand::Rng,
@@ -101,7 +101,7 @@ pub struct Composer {
 impl Composer {
     /// Composes messages of `opcode` with at most `size_max` octets. The masking keys follow from `seed`:
     /// enough for measuring, not the strong entropy that RFC 6455 §10.3 wants of a browser.
-    pub fn new(opcode: Opcode, size_max: usize, seed: u64) -> Self {
+    pub(super) fn new(opcode: Opcode, size_max: usize, seed: u64) -> Self {
         // The filler is the same in every run, so that a capture can be compared with another.
         let mut rng = fastrand::Rng::with_seed(0x7265_736F_756E_6421);
         let filler = (0..size_max + FILLER_STARTS).map(|_| rng.u8(b' '..=b'~')).collect();
@@ -113,7 +113,7 @@ impl Composer {
     /// # Panics
     /// If `size` is below [`len_min`] or above `size_max`.
     #[inline]
-    pub fn compose(&mut self, stamp: Stamp, size: usize, target: &mut Vec<u8>) {
+    pub(super) fn compose(&mut self, stamp: Stamp, size: usize, target: &mut Vec<u8>) {
         let key = MaskingKey::from_wire(self.keys.u32(..).to_le_bytes());
         let header = FrameHeader { masking_key: Some(key), ..FrameHeader::message(self.opcode, size) };
         let mut head = [0; HEADER_LEN_MAX];
@@ -130,7 +130,8 @@ impl Composer {
         match self.opcode {
             Opcode::Text => {
                 let mut text = [0; TEXT_LEN];
-                let len = STANDARD_NO_PAD.encode_slice(binary, &mut text).expect("20 octets make 27 characters");
+                let len =
+                    STANDARD_NO_PAD.encode_slice(binary, &mut text).expect("20 octets make 27 characters");
                 debug_assert_eq!(len, TEXT_LEN);
                 mask::unmask_append(target, &text, key);
             }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 
 /// Where the connections go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     /// The URL as it was given.
     pub url: String,
     /// Host and port as the Host header wants them (RFC 6455 §4.1).
@@ -22,8 +22,9 @@ impl Target {
     ///
     /// # Errors
     /// One line that says what is wrong with the URL, or that the name is unknown.
-    pub fn resolve(url: &str, fits: impl Fn(&SocketAddr) -> bool) -> anyhow::Result<Self> {
-        let uri: http::Uri = url.parse().with_context(|| format!("{url:?} is no URL (ws://HOST:PORT/PATH)"))?;
+    pub(super) fn resolve(url: &str, fits: impl Fn(&SocketAddr) -> bool) -> anyhow::Result<Self> {
+        let uri: http::Uri =
+            url.parse().with_context(|| format!("{url:?} is no URL (ws://HOST:PORT/PATH)"))?;
         match uri.scheme_str() {
             Some("ws") => {}
             Some("wss") => bail!("{url}: wss is not supported yet; put a TLS terminator in front, or use ws"),
@@ -33,7 +34,8 @@ impl Target {
         if url.contains('#') {
             bail!("{url}: a ws URL has no fragment (RFC 6455 §3)");
         }
-        let host = uri.host().filter(|host| !host.is_empty()).with_context(|| format!("{url} names no host"))?;
+        let host =
+            uri.host().filter(|host| !host.is_empty()).with_context(|| format!("{url} names no host"))?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             bail!("{url}: user and password do not belong in a ws URL; use --header 'Authorization: …'");
         }
@@ -59,7 +61,7 @@ impl Target {
     }
 
     /// Whether the server is on this machine's loopback.
-    pub fn is_loopback(&self) -> bool {
+    pub(super) fn is_loopback(&self) -> bool {
         self.address.ip().is_loopback()
     }
 }

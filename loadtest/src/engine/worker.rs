@@ -52,7 +52,7 @@ const TIMER: Token = Token(usize::MAX);
 
 /// What a thread hands over: about once a second, and at the turning points of the run.
 #[derive(Debug)]
-pub enum Report {
+pub(super) enum Report {
     /// What was recorded since the last one.
     Slice {
         /// The thread's number.
@@ -70,14 +70,22 @@ pub enum Report {
         open: u32,
     },
     /// The thread has ended. Everything it recorded was handed over.
-    Done,
+    Done {
+        /// The thread's number.
+        thread: u32,
+    },
     /// The thread could not go on.
-    Failed(String),
+    Failed {
+        /// The thread's number.
+        thread: u32,
+        /// Why, in a sentence.
+        reason: String,
+    },
 }
 
 /// What all threads of a run know.
 #[derive(Debug)]
-pub struct Shared {
+pub(super) struct Shared {
     /// What is to be done.
     pub plan: Plan,
     /// The run's time axis.
@@ -107,7 +115,7 @@ pub(super) enum Part {
 }
 
 /// A load thread.
-pub struct Worker {
+pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) index: u32,
     pub(super) poll: Poll,
@@ -130,6 +138,8 @@ pub struct Worker {
     pub(super) to_read: VecDeque<Token>,
     /// Connections on their way, oldest first, with the time at which they are given up.
     pub(super) connecting: VecDeque<(u64, Token)>,
+    /// Connections that wait for their last replies, oldest first, with the time at which they are given up.
+    pub(super) leaving: VecDeque<(u64, Token)>,
     /// Connections that close, oldest first, with the time at which they are given up.
     pub(super) closing: VecDeque<(u64, Token)>,
     /// Messages; or connects, in connect mode.
@@ -159,22 +169,23 @@ impl Worker {
     ///
     /// # Errors
     /// No epoll or timer could be made.
-    pub fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
         index: u32,
         reports: Sender<Report>,
         recycled: Receiver<Box<Slice>>,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         let plan = &shared.plan;
         let share = Share { index, count: plan.threads, participants: plan.connections };
         let members = share.members();
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(index) << 32);
-        let ramp_count = if plan.mode == Mode::Connect { 0 } else { members };
-        let ramp_rate = if plan.ramp_per_s.is_finite() { plan.ramp_per_s } else { 1e9 };
-        let ramp = Schedule::ramp(ramp_rate, share, shared.clock.now_ns(), ramp_count);
+        let ramp_share = if plan.mode == Mode::Connect { Share { participants: 0, ..share } } else { share };
+        let ramp_per_s = if plan.ramp_per_s.is_finite() { plan.ramp_per_s } else { 1e9 };
+        let ramp = Schedule::once(ramp_per_s, ramp_share, shared.clock.now_ns());
         let subscribers = match plan.mode {
             Mode::Broadcast => (0..members).map(|_| Subscriber::new(plan.publishers)).collect(),
             _ => Vec::new(),
@@ -197,6 +208,7 @@ impl Worker {
             to_flush: VecDeque::with_capacity(members as usize),
             to_read: VecDeque::new(),
             connecting: VecDeque::new(),
+            leaving: VecDeque::new(),
             closing: VecDeque::new(),
             schedule: None,
             ramp,
@@ -215,10 +227,12 @@ impl Worker {
     }
 
     /// Runs to the end, and reports.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         let last = match self.turns() {
-            Ok(()) => Report::Done,
-            Err(error) => Report::Failed(format!("load thread {}: {error}", self.index)),
+            Ok(()) => Report::Done { thread: self.index },
+            Err(error) => {
+                Report::Failed { thread: self.index, reason: format!("load thread {}: {error}", self.index) }
+            }
         };
         // It fails only if the receiver has gone, and then nobody waits for it.
         let _ = self.reports.send(last);
@@ -311,7 +325,8 @@ impl Worker {
                 self.schedule = Some(schedule);
             }
             Load::Closed { in_flight } => {
-                let senders = if plan.mode == Mode::Broadcast { share(plan.publishers).members() } else { u32::MAX };
+                let senders =
+                    if plan.mode == Mode::Broadcast { share(plan.publishers).members() } else { u32::MAX };
                 for (slot, conn) in self.slots.iter_mut().enumerate().take(senders as usize) {
                     if let Some(conn) = conn {
                         conn.traffic.owed = in_flight;
@@ -322,8 +337,14 @@ impl Worker {
             }
         }
         if plan.churn_per_s > 0.0 {
-            let schedule =
-                Schedule::new(Default::default(), plan.churn_per_s, share(plan.connections), start_ns, end_ns, 0);
+            let schedule = Schedule::new(
+                Default::default(),
+                plan.churn_per_s,
+                share(plan.connections),
+                start_ns,
+                end_ns,
+                0,
+            );
             self.churn = Some(schedule);
         }
     }
@@ -380,7 +401,8 @@ impl Worker {
         let control = &self.shared.control;
         // A thread that waited in vain for the others to end their load has counts of none.
         let published: Vec<u32> = control.published().map_or_else(Vec::new, Iterator::collect);
-        let lost: u64 = self.subscribers.iter().map(|subscriber| subscriber.lost(published.iter().copied())).sum();
+        let lost: u64 =
+            self.subscribers.iter().map(|subscriber| subscriber.lost(published.iter().copied())).sum();
         if lost > 0 {
             self.book.lost(self.book.record_from_ns, lost);
         }
@@ -397,6 +419,7 @@ impl Worker {
             self.hand_over(cut_ns);
             self.last_cut_ns = cut_ns;
             self.book.record_from_ns = record_from_ns;
+            self.give_up_replies(now_ns);
         }
     }
 
