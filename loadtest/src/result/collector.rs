@@ -10,7 +10,15 @@
 //! their histograms and their connect counts go into the totals from every phase.
 
 use super::model::{Interval, Phase, Recorders, Sample};
-use super::recorder::{Counts, Metric, Recorder, Slice};
+use super::recorder::{Counts, Metric, Slice};
+
+impl Phase {
+    /// Whether what was recorded of a metric in this phase goes into the totals.
+    pub fn counts_for(self, metric: Metric) -> bool {
+        matches!(self, Phase::Measure | Phase::Drain)
+            || matches!(metric, Metric::Connect | Metric::Upgrade | Metric::FirstMessage)
+    }
+}
 
 /// The timeline and the totals so far.
 #[derive(Debug)]

@@ -5,6 +5,16 @@
 //! opens a socket or knows how load is made. Start at [`model`].
 
 pub mod collector;
+pub mod compare;
 pub mod encode;
+pub mod hdr_files;
+pub mod merge;
 pub mod model;
 pub mod recorder;
+pub mod report;
+pub mod slo;
+pub mod store;
+pub mod sufficiency;
+pub mod table;
+pub mod units;
+pub mod verdict;

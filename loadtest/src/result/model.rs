@@ -70,7 +70,7 @@ impl RunResult {
         RunResult {
             schema: SCHEMA.to_owned(),
             schema_version: SCHEMA_VERSION,
-            rates: Rates::of(&plan, &collected.totals, measured_s),
+            rates: Rates::of(&plan, &collected.totals, &collected.intervals, measured_s),
             manifest,
             plan,
             measured_s,
@@ -84,6 +84,31 @@ impl RunResult {
             verdict: Verdict::default(),
             search: Vec::new(),
         }
+    }
+
+    /// What the run is rated by, /s: replies in echo mode, deliveries in broadcast, upgrades in connect mode.
+    pub fn achieved_per_s(&self) -> f64 {
+        match self.plan.mode {
+            Mode::Echo | Mode::Broadcast => self.rates.received_msgs_per_s,
+            Mode::Connect => self.rates.upgrades_per_s,
+        }
+    }
+
+    /// The achieved share of the offered rate; `None` in closed loop. In broadcast, of the deliveries due for it.
+    pub fn achieved_ratio(&self) -> Option<f64> {
+        let offered = self.rates.offered_msgs_per_s.filter(|rate| *rate > 0.0)?;
+        let copies = match self.plan.mode {
+            Mode::Broadcast if self.totals.sent > 0 => self.totals.expected as f64 / self.totals.sent as f64,
+            _ => 1.0,
+        };
+        Some(self.achieved_per_s() / (offered * copies))
+    }
+
+    /// The share of the scheduled operations that the generator began; `None` in closed loop.
+    pub fn sent_ratio(&self) -> Option<f64> {
+        let offered = self.rates.offered_msgs_per_s.filter(|_| self.totals.scheduled > 0);
+        let begun = if self.plan.mode == Mode::Connect { self.totals.connects } else { self.totals.sent };
+        offered.map(|_| begun as f64 / self.totals.scheduled as f64)
     }
 
     /// What a metric holds; `None` where nothing was recorded.
@@ -282,7 +307,7 @@ pub struct Rates {
     pub offered_msgs_per_s: Option<f64>,
     /// Messages handed to the kernel, messages/s.
     pub sent_msgs_per_s: f64,
-    /// Replies or deliveries received, messages/s.
+    /// Replies or deliveries received within the measured part, messages/s.
     pub received_msgs_per_s: f64,
     /// Connections upgraded, /s.
     pub upgrades_per_s: f64,
@@ -293,18 +318,32 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Rates of `totals` over `measured_s` seconds. In connect mode the rate is that of connections.
-    pub fn of(plan: &Plan, totals: &Counts, measured_s: f64) -> Self {
-        let per_s = |count: u64| if measured_s > 0.0 { count as f64 / measured_s } else { 0.0 };
+    /// Rates of `totals` over `measured_s` seconds.
+    ///
+    /// What was received *within* the measured part follows from what was due and from how the messages in flight
+    /// changed: replies that came after its end are in the totals, but were not achieved in time.
+    pub fn of(plan: &Plan, totals: &Counts, intervals: &[Interval], measured_s: f64) -> Self {
+        let per_s = |count: f64| if measured_s > 0.0 { count / measured_s } else { 0.0 };
+        let grown = in_flight_growth(intervals).unwrap_or(0) as f64;
+        let received = (totals.expected as f64 - totals.lost as f64 - grown).max(0.0);
         Rates {
             offered_msgs_per_s: plan.offered_msgs_per_s(),
-            sent_msgs_per_s: per_s(totals.sent),
-            received_msgs_per_s: per_s(totals.received),
-            upgrades_per_s: per_s(totals.upgrades),
-            payload_sent_octets_per_s: per_s(totals.payload_sent_octets),
-            payload_received_octets_per_s: per_s(totals.payload_received_octets),
+            sent_msgs_per_s: per_s(totals.sent as f64),
+            received_msgs_per_s: per_s(received),
+            upgrades_per_s: per_s(totals.upgrades as f64),
+            payload_sent_octets_per_s: per_s(totals.payload_sent_octets as f64),
+            payload_received_octets_per_s: per_s(totals.payload_received_octets as f64),
         }
     }
+}
+
+/// By how many messages the load in flight grew (or, negative, shrank) over the measured part; `None` where the
+/// timeline has no measured part. Without an interval before it, nothing was in flight at its start.
+pub fn in_flight_growth(intervals: &[Interval]) -> Option<i64> {
+    let first = intervals.iter().position(|interval| interval.phase == Phase::Measure)?;
+    let last = intervals.iter().rfind(|interval| interval.phase == Phase::Measure)?;
+    let before = first.checked_sub(1).map_or(0, |index| intervals[index].in_flight);
+    Some(last.in_flight as i64 - before as i64)
 }
 
 /// Which part of the run an interval belongs to.

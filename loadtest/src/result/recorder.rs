@@ -22,7 +22,8 @@ pub enum Metric {
     Response,
     /// From the *actual* send to the receipt: what the server did once it was asked (ns).
     Service,
-    /// From the intended to the actual send: what the generator itself was late by (ns).
+    /// From the intended send to the moment the generator tried to send: what the generator itself was late by (ns).
+    /// Waiting for a socket that takes no more is the server's doing and belongs to the service time.
     Lag,
     /// From `connect` to a connected TCP socket (ns).
     Connect,
@@ -405,7 +406,7 @@ impl Counts {
 pub struct Slice {
     /// Counts since the last hand-over.
     pub counts: Counts,
-    /// Messages without a reply at the hand-over (a level, not a count).
+    /// Messages without a reply at the hand-over, those of the warm-up included (a level, not a count).
     pub in_flight: u64,
     /// Open connections at the hand-over (a level, not a count).
     pub connections_open: u64,

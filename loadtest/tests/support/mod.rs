@@ -17,7 +17,7 @@ use resound::proto::{Connection, Handler, Limits, Message, Replies, Reply, State
 
 /// What the server does wrong. The default does nothing wrong.
 #[derive(Clone, Debug, Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     /// Every so often it does nothing for so long: (period, stall).
     pub stall: Option<(Duration, Duration)>,
     /// Of so many messages, one is dropped.
@@ -38,7 +38,7 @@ pub struct Faults {
 
 /// What a server can do instead of being one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instead {
+pub(crate) enum Instead {
     /// It answers every request with 404.
     NotFound,
     /// It closes every connection at once.
@@ -51,7 +51,7 @@ pub enum Instead {
 
 /// What the server has really done.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     pub received: AtomicU64,
     pub dropped: AtomicU64,
     pub duplicated: AtomicU64,
@@ -61,14 +61,14 @@ pub struct Tally {
 
 impl Tally {
     /// Dropped, duplicated, corrupted, reordered.
-    pub fn faults(&self) -> [u64; 4] {
+    pub(crate) fn faults(&self) -> [u64; 4] {
         [&self.dropped, &self.duplicated, &self.corrupted, &self.reordered]
             .map(|count| count.load(Ordering::SeqCst))
     }
 }
 
 /// A running server. It ends when this is dropped.
-pub struct FaultyServer {
+pub(crate) struct FaultyServer {
     pub address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
@@ -84,12 +84,12 @@ struct Shared {
 
 impl FaultyServer {
     /// Starts one on a free port of 127.0.0.1.
-    pub fn start(faults: Faults) -> io::Result<Self> {
+    pub(crate) fn start(faults: Faults) -> io::Result<Self> {
         Self::start_at("127.0.0.1:0", faults)
     }
 
     /// Starts one at this address.
-    pub fn start_at(address: &str, faults: Faults) -> io::Result<Self> {
+    pub(crate) fn start_at(address: &str, faults: Faults) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -106,11 +106,11 @@ impl FaultyServer {
         Ok(Self { address, shared, acceptor: Some(acceptor) })
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}/", self.address)
     }
 
-    pub fn tally(&self) -> &Tally {
+    pub(crate) fn tally(&self) -> &Tally {
         &self.shared.tally
     }
 }
