@@ -12,7 +12,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{FaultyServer, Faults, Instead};
+use support::{Faults, FaultyServer, Instead};
 
 const USAGE: &str = "usage: faulty_server ADDRESS [stall|drop|duplicate|corrupt|reorder|slow-accept|broadcast|\
                      not-found|close|silence|swallow]…";

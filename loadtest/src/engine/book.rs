@@ -22,6 +22,8 @@ pub(super) struct Book {
     pub slice: Box<Slice>,
     /// What was intended earlier belongs to a part of the run that is over, and is not recorded any more.
     pub record_from_ns: u64,
+    /// What is intended at this time or later belongs to the next part of the run, which has not begun.
+    pub(crate) record_until_ns: u64,
     /// Messages that were sent and are not accounted for.
     pub in_flight: i64,
     /// Broadcast: the publications on their way.
@@ -33,13 +35,28 @@ pub(super) struct Book {
 impl Book {
     /// An empty book.
     pub(super) fn new(publications: Publications) -> Self {
-        Self { slice: Box::default(), record_from_ns: 0, in_flight: 0, publications, delivered: 0 }
+        Self {
+            slice: Box::default(),
+            record_from_ns: 0,
+            record_until_ns: u64::MAX,
+            in_flight: 0,
+            publications,
+            delivered: 0,
+        }
     }
 
     /// Whether what was intended at this time is recorded.
     #[inline]
     pub(super) fn records(&self, intended_ns: u64) -> bool {
         intended_ns >= self.record_from_ns
+    }
+
+    /// Notes that a message was due, whatever becomes of it.
+    #[inline]
+    pub(crate) fn scheduled(&mut self, due_ns: u64) {
+        if self.records(due_ns) {
+            self.slice.counts.scheduled += 1;
+        }
     }
 
     /// Notes that a message was handed to the kernel, and that `expected` replies or deliveries are due.

@@ -31,6 +31,8 @@ impl HiccupMeter {
         let (empty, empty_receiver) = sync_channel::<Box<Slice>>(2);
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("hiccup".into()).spawn(move || {
+            // By default the kernel may round a sleep up by 50 us to save power: that is no hiccup.
+            let _ = nix::sys::prctl::set_timerslack(1);
             let mut slice = Box::<Slice>::default();
             while !stopped.load(Ordering::Relaxed) {
                 let before = Instant::now();

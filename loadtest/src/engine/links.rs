@@ -123,9 +123,7 @@ impl Worker {
     /// A message is due on the thread's own connection `member`, or a connection is to be opened.
     #[inline]
     pub(super) fn enqueue(&mut self, member: u32, due_ns: u64) {
-        if self.book.records(due_ns) {
-            self.book.slice.counts.scheduled += 1;
-        }
+        self.book.scheduled(due_ns);
         let slot = match self.shared.plan.mode {
             Mode::Connect => {
                 self.waiting.push_back(due_ns);
@@ -142,6 +140,7 @@ impl Worker {
         let Some(slot) = slot.filter(|slot| self.is_open(*slot)) else { return };
         let conn = self.slots[slot].as_mut().expect("an open slot has a connection");
         conn.traffic.backlog.push_back(due_ns);
+        self.backlog_count += 1;
         if !conn.queued {
             conn.queued = true;
             self.to_flush.push_back(slot as u32);
@@ -181,6 +180,7 @@ impl Worker {
             let sent_ns = self.shared.clock.now_ns();
             while self.send_buffer.len() < WRITE_LEN_MAX {
                 let intended_ns = if let Some(intended_ns) = conn.traffic.backlog.pop_front() {
+                    self.backlog_count -= 1;
                     if plan.late == Late::Skip && sent_ns - intended_ns > interval_ns {
                         if self.book.records(intended_ns) {
                             self.book.slice.counts.skipped += 1;
@@ -190,10 +190,9 @@ impl Worker {
                     intended_ns
                 } else if closed_loop && conn.traffic.owed > 0 {
                     conn.traffic.owed -= 1;
-                    if self.book.records(sent_ns) {
-                        self.book.slice.counts.scheduled += 1;
-                    }
-                    sent_ns
+                    self.book.slice.counts.scheduled += 1;
+                    // A turn that began in the warm-up ends in it, too.
+                    sent_ns.min(self.book.record_until_ns - 1)
                 } else {
                     break;
                 };
@@ -229,9 +228,9 @@ impl Worker {
         }
     }
 
-    /// A socket has octets, or its end.
+    /// A socket has octets, or, if it `is_closed`, its end behind them.
     #[inline]
-    pub(super) fn readable(&mut self, token: Token) {
+    pub(super) fn readable(&mut self, token: Token, is_closed: bool) {
         let Some(slot) = self.slot_of(token) else { return };
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
         if matches!(conn.stage, Stage::Connecting) {
@@ -250,12 +249,16 @@ impl Worker {
                 Err(error) => return self.fail(slot, &error, "read"),
             }
         };
+        let is_upgrading = matches!(conn.stage, Stage::Upgrading(_));
         let now_ns = self.shared.clock.now_ns();
-        if len == self.receive_buffer.len() {
+        // Another thread's publication may belong to the next part of the run already.
+        self.cut(now_ns);
+        if len == self.receive_buffer.len() || is_closed {
+            // There is more, and no event will say so again.
             self.to_read.push_back(token);
         }
         let mut at = 0;
-        if matches!(conn.stage, Stage::Upgrading(_)) {
+        if is_upgrading {
             match self.upgraded(slot, len, now_ns) {
                 Some(taken) => at = taken,
                 None => return,
@@ -281,6 +284,7 @@ impl Worker {
                 let intended_ns = conn.intended_ns;
                 if self.shared.plan.mode == Mode::Connect {
                     conn.traffic.backlog.push_back(intended_ns);
+                    self.backlog_count += 1;
                     self.flush(slot);
                 } else if self.part == Part::Load
                     && let Load::Closed { in_flight } = self.shared.plan.load
@@ -431,6 +435,7 @@ impl Worker {
     pub(super) fn remove(&mut self, slot: usize) {
         self.settle(slot);
         let Some(conn) = self.slots[slot].take() else { return };
+        self.backlog_count -= conn.traffic.backlog.len();
         if matches!(conn.stage, Stage::Open | Stage::Leaving) {
             self.open_count -= 1;
         }

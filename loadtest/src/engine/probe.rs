@@ -150,6 +150,8 @@ fn read(stream: &mut TcpStream, deadline: Instant, buffer: &mut [u8]) -> Result<
             Ok(0) => return Err(Stopped::Ended),
             Ok(len) => return Ok(len),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // It closed with something of ours unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(Stopped::Ended),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 return Err(Stopped::TooLate);
             }

@@ -149,6 +149,14 @@ impl Schedule {
         self.interval_ns
     }
 
+    /// Ends the schedule early: nothing is due at `end_ns` or later.
+    pub(crate) fn end_at(&mut self, end_ns: u64) {
+        self.end_ns = self.end_ns.min(end_ns);
+        if self.due_ns >= self.end_ns {
+            self.due_ns = u64::MAX;
+        }
+    }
+
     /// Goes on to the message after this one.
     #[inline]
     pub(super) fn advance(&mut self) {
@@ -263,6 +271,15 @@ mod tests {
         let dues = drain(Schedule::once(1000.0, share(1, 2, 5), 0));
         assert_eq!(dues, [(1_000_000, 0), (3_000_000, 1)]);
         assert_eq!(drain(Schedule::once(f64::from(1u32 << 30), share(0, 1, 3), 9)).len(), 3);
+    }
+
+    #[test]
+    fn an_early_end_leaves_nothing_due_after_it() {
+        let mut schedule = Schedule::new(Arrival::Fixed, 1000.0, share(0, 1, 1), 0, SECOND_NS, 0);
+        schedule.end_at(1_000_000);
+        assert_eq!(schedule.due_ns(), 0);
+        schedule.advance();
+        assert_eq!(schedule.due_ns(), u64::MAX);
     }
 
     proptest! {

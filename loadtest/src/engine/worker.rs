@@ -134,7 +134,9 @@ pub(super) struct Worker {
     pub(super) send_buffer: Vec<u8>,
     /// Connections with something to send, in the order in which it became due.
     pub(super) to_flush: VecDeque<u32>,
-    /// Connections whose last read filled the buffer.
+    /// Messages that are due and not sent, on all connections.
+    pub(super) backlog_count: usize,
+    /// Connections with more to read of which no event will tell.
     pub(super) to_read: VecDeque<Token>,
     /// Connections on their way, oldest first, with the time at which they are given up.
     pub(super) connecting: VecDeque<(u64, Token)>,
@@ -206,6 +208,7 @@ impl Worker {
             receive_buffer: vec![0; RECEIVE_LEN],
             send_buffer: Vec::with_capacity(RECEIVE_LEN),
             to_flush: VecDeque::with_capacity(members as usize),
+            backlog_count: 0,
             to_read: VecDeque::new(),
             connecting: VecDeque::new(),
             leaving: VecDeque::new(),
@@ -269,12 +272,12 @@ impl Worker {
                     self.writable(event.token());
                 }
                 if event.is_readable() || event.is_read_closed() {
-                    self.readable(event.token());
+                    self.readable(event.token(), event.is_read_closed());
                 }
             }
             for _ in 0..self.to_read.len() {
                 let token = self.to_read.pop_front().expect("the list is this long");
-                self.readable(token);
+                self.readable(token, false);
             }
             if !worked && timeout.is_zero() {
                 idle_since_ns = Some(now_ns);
@@ -292,14 +295,11 @@ impl Worker {
                 self.part = Part::Ready;
             }
             Part::Ready if now_ns >= control.end_ns() => self.say_farewell(now_ns),
-            Part::Ready if control.start_ns() != NOT_YET => {
+            Part::Ready if now_ns >= control.start_ns() => {
                 self.part = Part::Load;
                 self.start(control.start_ns(), control.end_ns());
             }
-            Part::Load if now_ns >= control.end_ns() => {
-                self.part = Part::Drain;
-                self.end_load();
-            }
+            Part::Load if now_ns >= control.end_ns() => self.end_load(now_ns),
             Part::Drain if self.is_drained(now_ns) => self.say_farewell(now_ns),
             Part::Farewell { until_ns } if now_ns >= until_ns || self.slots.iter().all(Option::is_none) => {
                 return false;
@@ -349,8 +349,21 @@ impl Worker {
         }
     }
 
-    /// Nothing new is sent from here on.
-    fn end_load(&mut self) {
+    /// The load is over once everything that was due in its time is sent, or that takes too long.
+    fn end_load(&mut self, now_ns: u64) {
+        let end_ns = self.shared.control.end_ns();
+        let too_late = now_ns >= end_ns.saturating_add(self.shared.plan.drain_ns);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.end_at(end_ns);
+            while too_late && schedule.due_ns() != u64::MAX {
+                self.book.scheduled(schedule.due_ns());
+                schedule.advance();
+            }
+            if schedule.due_ns() != u64::MAX || (self.backlog_count > 0 && !too_late) {
+                return;
+            }
+        }
+        self.part = Part::Drain;
         self.schedule = None;
         self.churn = None;
         let control = &self.shared.control;
@@ -410,20 +423,25 @@ impl Worker {
 
     /// Hands over what was recorded, if a second or a part of the run is over.
     #[inline]
-    fn cut(&mut self, now_ns: u64) {
+    pub(super) fn cut(&mut self, now_ns: u64) {
         loop {
-            let (cut_ns, record_from_ns) = self.next_cut();
+            let (cut_ns, measure_ns) = self.next_cut();
             if now_ns < cut_ns {
                 return;
             }
             self.hand_over(cut_ns);
             self.last_cut_ns = cut_ns;
-            self.book.record_from_ns = record_from_ns;
+            if cut_ns >= measure_ns {
+                self.book.record_from_ns = measure_ns;
+                self.book.record_until_ns = u64::MAX;
+            } else {
+                self.book.record_until_ns = measure_ns;
+            }
             self.give_up_replies(now_ns);
         }
     }
 
-    /// When the next hand-over is due, and what is recorded after it. Every thread comes to the same.
+    /// When the next hand-over is due, and when the measured part begins. Every thread comes to the same.
     fn next_cut(&self) -> (u64, u64) {
         let control = &self.shared.control;
         let (start_ns, end_ns) = (control.start_ns(), control.end_ns());
@@ -434,8 +452,7 @@ impl Worker {
                 cut_ns = cut_ns.min(turning_point_ns);
             }
         }
-        let record_from_ns = if cut_ns >= measure_ns { measure_ns } else { 0 };
-        (cut_ns, record_from_ns)
+        (cut_ns, measure_ns)
     }
 
     fn hand_over(&mut self, until_ns: u64) {
@@ -491,7 +508,8 @@ impl Worker {
     fn timeout(&mut self, now_ns: u64) -> io::Result<Duration> {
         let ramp_ns = if self.connecting.len() < CONNECTING_MAX { self.ramp.due_ns() } else { u64::MAX };
         let schedules = [&self.schedule, &self.churn].into_iter().flatten().map(Schedule::due_ns);
-        let due_ns = schedules.fold(ramp_ns, u64::min);
+        let start_ns = if self.part == Part::Ready { self.shared.control.start_ns() } else { NOT_YET };
+        let due_ns = schedules.fold(ramp_ns.min(start_ns), u64::min);
         let wake_ns = due_ns.saturating_sub(SPIN_NS);
         if !self.to_read.is_empty() || !self.to_flush.is_empty() || wake_ns <= now_ns {
             return Ok(Duration::ZERO);

@@ -168,7 +168,9 @@ impl<'a> Session<'a> {
         let mut frames_len = match self.shared.faults.instead {
             Some(Instead::Close) => return Ok(()),
             Some(Instead::Silence) => {
-                while self.read(0)?.is_some() {}
+                while !self.shared.stopping.load(Ordering::SeqCst) {
+                    self.read(0)?;
+                }
                 return Ok(());
             }
             Some(Instead::NotFound) => {
@@ -286,7 +288,8 @@ impl Handler for Answer<'_> {
         // The faults strike at different remainders, so that no message suffers two of them; the first
         // messages of all, by which a client finds out whether there is a server, are left alone.
         let number = tally.received.fetch_add(1, Ordering::SeqCst);
-        let strikes = |one_in: Option<u64>, at: u64| one_in.is_some_and(|one_in| number % one_in == one_in * at / 10);
+        let strikes =
+            |one_in: Option<u64>, at: u64| one_in.is_some_and(|one_in| number % one_in == one_in * at / 10);
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::SeqCst);
         let frame = message.frame();
         if strikes(faults.drop_one_in, 2) {
