@@ -1,1 +1,227 @@
 //! Every flag and limit: its unit, its default and the reason for it.
+
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use crate::net::Endpoint;
+use crate::proto::Limits;
+use crate::proto::handshake::{PolicyError, UpgradePolicy};
+
+/// A WebSocket echo and broadcast server to point tools at.
+///
+/// ws://ADDRESS/ echoes (see --mode), /echo always echoes, /broadcast/ROOM sends every message to everyone
+/// in the room, /healthz answers plain HTTP.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "resound", version, max_term_width = 100)]
+pub struct Config {
+    /// Where to listen: ADDRESS:PORT, [IPV6]:PORT or unix:PATH. Repeatable. Port 0 takes a free port, and
+    /// the line printed at start says which.
+    #[arg(long, value_name = "ENDPOINT", default_value = "127.0.0.1:9001", help_heading = "Serving")]
+    pub listen: Vec<Endpoint>,
+
+    /// What paths that are not reserved do.
+    #[arg(long, value_enum, default_value_t = Mode::Echo, help_heading = "Serving")]
+    pub mode: Mode,
+
+    /// The interface to the kernel.
+    #[arg(long, value_enum, default_value_t = Io::Auto, help_heading = "Serving")]
+    pub io: Io,
+
+    /// Worker threads, each with its own listener, connections and memory. Default: one for each core this
+    /// process may run on.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Serving")]
+    pub workers: Option<u16>,
+
+    /// Let workers run on any core, instead of pinning each to its own.
+    #[arg(long, help_heading = "Serving")]
+    pub no_pin: bool,
+
+    /// The listen backlog, in connections; the kernel caps it at net.core.somaxconn. Large, because a load
+    /// generator opens connections in bursts.
+    #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(i32).range(1..), help_heading = "Serving")]
+    pub backlog: i32,
+
+    /// A subprotocol to agree to, in the client's order of preference. Repeatable.
+    #[arg(long = "subprotocol", value_name = "NAME", help_heading = "Serving")]
+    pub subprotocols: Vec<String>,
+
+    /// An Origin to accept; with none given, all are. Others get 403. Repeatable.
+    #[arg(long = "allow-origin", value_name = "ORIGIN", help_heading = "Serving")]
+    pub allow_origins: Vec<String>,
+
+    /// What to log to standard error: error, warn, info, debug, or a filter such as resound::server=debug.
+    #[arg(long, value_name = "FILTER", default_value = "info", help_heading = "Serving")]
+    pub log: String,
+
+    /// The longest message in octets; a longer one is refused with 1009, from its header alone.
+    #[arg(long, value_name = "OCTETS", default_value_t = 32 << 20, value_parser = clap::value_parser!(u64).range(1..=1 << 40), help_heading = "Limits")]
+    pub message_size_max: u64,
+
+    /// The most frames a message may be cut into; more are refused with 1008. The default lets 32 MiB arrive
+    /// 32 octets at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    pub fragments_max: u32,
+
+    /// The most octets that may wait to be sent on one connection. An echo stops reading long before; a
+    /// slow member of a room meets --slow-consumer. At least the longest message and one receive buffer.
+    /// Default: the longest message and 4 MiB.
+    #[arg(long, value_name = "OCTETS", help_heading = "Limits")]
+    pub send_queue_bytes_max: Option<usize>,
+
+    /// What happens to a room's member whose send queue is full; always counted.
+    #[arg(long, value_enum, default_value_t = SlowConsumer::DropNewest, help_heading = "Limits")]
+    pub slow_consumer: SlowConsumer,
+
+    /// The most octets of publications from other workers that one worker keeps for its next turn; beyond
+    /// it they are dropped and counted.
+    #[arg(long, value_name = "OCTETS", default_value_t = 64 << 20, help_heading = "Limits")]
+    pub inbox_bytes_max: usize,
+
+    /// The most connections for each worker; further ones get 503.
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    pub connections_max: u32,
+
+    /// The longest request head in octets; a longer one gets 431, and a request line over it 414.
+    #[arg(long, value_name = "OCTETS", default_value_t = 16 << 10, value_parser = clap::value_parser!(u32).range(64..=1 << 20), help_heading = "Limits")]
+    pub header_bytes_max: u32,
+
+    /// The most header fields in a request; more get 431.
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(8..=1000), help_heading = "Limits")]
+    pub headers_max: u16,
+
+    /// The receive buffer of each worker in octets, shared by its connections. The default fits a core's
+    /// second-level cache and holds a burst of pipelined messages.
+    #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
+    pub receive_buffer_bytes: u32,
+
+    /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
+    pub handshake_timeout_ms: u32,
+
+    /// How long a WebSocket peer may be silent; halfway a Ping asks whether it is there. 0: for ever.
+    #[arg(long, value_name = "MS", default_value_t = 300_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
+    pub idle_timeout_ms: u32,
+
+    /// How long a closing connection may take: the peer's Close, the rest of our replies, the peer's FIN.
+    #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
+    pub close_timeout_ms: u32,
+
+    /// Over how long SIGTERM and SIGINT spread the Close frames (1001), so that clients do not all come
+    /// back at once.
+    #[arg(long, value_name = "MS", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
+    pub drain_ms: u32,
+}
+
+/// The longest timeout: 12 days, so that sums of ticks stay small.
+const MS_MAX: i64 = 1 << 30;
+
+/// What a path does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Every message goes back to its sender.
+    Echo,
+    /// Every message goes to everyone on the same path.
+    Broadcast,
+    /// No WebSocket at all: TCP echo on the same loop, the speed of light for the other modes.
+    Raw,
+}
+
+/// The interface to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// The best that works here; the log says which and why.
+    Auto,
+    /// epoll.
+    Epoll,
+}
+
+/// What happens to a room's member that does not keep up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SlowConsumer {
+    /// It misses what is published now.
+    DropNewest,
+    /// It misses what has waited longest.
+    DropOldest,
+    /// It is closed with 1013.
+    Close,
+}
+
+impl Config {
+    /// What clap cannot check: flags against each other.
+    ///
+    /// # Errors
+    /// One line that names the flag, the cause and the cure.
+    pub fn check(&self) -> Result<(), String> {
+        let least = self.message_size_max.saturating_add(u64::from(self.receive_buffer_bytes)) + 1024;
+        if (self.send_queue_bytes_max() as u64) < least {
+            return Err(format!(
+                "--send-queue-bytes-max {} cannot hold the reply to the longest message: use at least {least}, \
+                 or lower --message-size-max",
+                self.send_queue_bytes_max()
+            ));
+        }
+        self.upgrade_policy()?;
+        Ok(())
+    }
+
+    /// The limit of a connection's send queue in octets.
+    pub fn send_queue_bytes_max(&self) -> usize {
+        self.send_queue_bytes_max
+            .unwrap_or(self.message_size_max as usize + (4 << 20) + self.receive_buffer_bytes as usize)
+    }
+
+    /// The limits that the protocol core applies.
+    pub fn limits(&self) -> Limits {
+        Limits { message_size_max: self.message_size_max, fragments_max: self.fragments_max }
+    }
+
+    /// Which origins and subprotocols are accepted.
+    ///
+    /// # Errors
+    /// One line that names the flag and the cause.
+    pub fn upgrade_policy(&self) -> Result<UpgradePolicy, String> {
+        UpgradePolicy::new(&self.allow_origins, &self.subprotocols).map_err(|error| match error {
+            PolicyError::Origin(_) => format!("--allow-origin: {error}"),
+            PolicyError::Subprotocol(_) => format!("--subprotocol: {error}"),
+        })
+    }
+
+    /// The idle timeout, if there is one.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        (self.idle_timeout_ms > 0).then(|| Duration::from_millis(self.idle_timeout_ms.into()))
+    }
+}
+
+impl Default for Config {
+    /// What no flags at all mean.
+    fn default() -> Self {
+        Self::parse_from(["resound"])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent_and_their_defaults_pass() {
+        Config::command().debug_assert();
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_send_queue_shorter_than_a_message_is_refused() {
+        let config = Config::parse_from(["resound", "--send-queue-bytes-max", "1048576"]);
+        assert!(config.check().unwrap_err().contains("--send-queue-bytes-max"));
+        Config::parse_from(["resound", "--send-queue-bytes-max", "1048576", "--message-size-max", "65536"])
+            .check()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_subprotocol_must_be_a_token() {
+        assert!(Config::parse_from(["resound", "--subprotocol", "a b"]).check().is_err());
+    }
+}

@@ -1,3 +1,78 @@
-//! Flags, then [`resound::server::Server`]; nothing else.
+//! Flags, then [`Server`]; signals, then the drain; nothing else.
 
-fn main() {}
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use resound::config::Config;
+use resound::net::{Endpoint, raise_nofile};
+use resound::server::Server;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The server could not start: a bad flag, a port in use, …
+const EXIT_START: u8 = 2;
+/// A worker failed while serving.
+const EXIT_FAILED: u8 = 1;
+/// A second signal ended the drain.
+const EXIT_IMPATIENT: i32 = 130;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    let server = match start(config) {
+        Ok(server) => server,
+        Err(error) => {
+            eprintln!("resound: {error:#}");
+            return ExitCode::from(EXIT_START);
+        }
+    };
+    match server.join() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("resound: a worker failed: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+fn start(config: Config) -> anyhow::Result<Server> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let nofile = raise_nofile().context("the limit of open files")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals")?;
+    let server = Server::start(config.clone())?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        workers = server.worker_count(),
+        nofile,
+        ?config,
+        "started"
+    );
+
+    let stop = server.stopper();
+    std::thread::spawn(move || {
+        let signal = signals.forever().next();
+        tracing::info!(signal, drain_ms = config.drain_ms, "draining; a second signal ends at once");
+        stop();
+        if signals.forever().next().is_some() {
+            std::process::exit(EXIT_IMPATIENT);
+        }
+    });
+
+    let mut stdout = std::io::stdout().lock();
+    for endpoint in server.endpoints() {
+        let scheme = match endpoint {
+            Endpoint::Tcp(_) => "ws://",
+            Endpoint::Unix(_) => "ws+",
+        };
+        // Nobody may be reading: that is no reason not to serve.
+        let _ = writeln!(stdout, "listening on {scheme}{endpoint}");
+    }
+    let _ = stdout.flush();
+    Ok(server)
+}

@@ -1,1 +1,104 @@
-//! Sockets behind one completion-shaped interface.
+//! Sockets behind one completion-shaped interface, [`Backend`].
+//!
+//! A backend owns every socket, all receive memory and the queues of what could not be sent yet. It reports
+//! what has happened, one [`Completion`] at a time; its driver answers by calling back. A readiness API
+//! ([`epoll`]) does the I/O when it may and reports it done; the simulator ([`sim`]) does it in memory.
+//! Nothing here knows what the octets mean.
+//!
+//! Backpressure is the backend's: a connection with anything left in its send queue is not read from.
+
+pub mod epoll;
+mod listen;
+mod queue;
+pub mod sim;
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use listen::{Endpoint, Listener, bind, raise_nofile};
+pub use queue::{Chunk, Publication};
+
+/// Names one connection of one backend, for as long as it lives. `index` counts from 0, is small, and is
+/// used again after [`Completion::Closed`]; `generation` then differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// The slot.
+    pub index: u32,
+    /// Which use of the slot.
+    pub generation: u32,
+}
+
+/// What a backend reports.
+#[derive(Debug)]
+pub enum Completion {
+    /// A connection is there; nothing was read from it yet.
+    Accepted(ConnId),
+    /// Octets arrived: see [`Backend::received`].
+    Received(ConnId),
+    /// The peer will send no more. Its connection can still be written to.
+    Eof(ConnId),
+    /// The connection is gone, in good order or by an error, and its slot is free again. Reported exactly
+    /// once for every [`Completion::Accepted`].
+    Closed(ConnId, Option<io::Error>),
+    /// Nothing can be accepted for now (EMFILE, ENFILE, ENOBUFS, ENOMEM): the backend pauses and tries again.
+    AcceptFailed(io::Error),
+    /// [`Wake::wake`] was called.
+    Woken,
+}
+
+/// Ends another thread's [`Backend::wait`].
+pub trait Wake: Send + Sync {
+    /// Makes the backend's `wait` return soon, and report [`Completion::Woken`].
+    fn wake(&self);
+}
+
+/// Sockets, receive memory and send queues of one worker. Not shared between threads.
+///
+/// Calls that name a connection that has failed, or is being closed, do nothing: its
+/// [`Completion::Closed`] is on its way.
+pub trait Backend {
+    /// For waking this backend from other threads.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// The time, read once in each `wait`.
+    fn now(&self) -> Instant;
+
+    /// Waits until something has happened or `timeout` has passed; begins a turn.
+    ///
+    /// # Errors
+    /// The interface itself failed, which ends the worker. No peer can cause that.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// The next completion of this turn.
+    fn next(&mut self) -> Option<Completion>;
+
+    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next` is called
+    /// again. Theirs to overwrite.
+    fn received(&mut self) -> &mut [u8];
+
+    /// Sends `range` of [`received`](Self::received), with each of `between` before the octet of the buffer
+    /// that it names. What the socket does not take at once is kept and sent when it does.
+    fn reply(&mut self, conn: ConnId, range: Range<usize>, between: Vec<(usize, Chunk)>);
+
+    /// Sends `chunk` after all that was sent before. What the socket does not take at once is kept.
+    fn send(&mut self, conn: ConnId, chunk: Chunk);
+
+    /// Octets that wait in the connection's send queue.
+    fn queued(&self, conn: ConnId) -> usize;
+
+    /// Takes publications that were not begun out of the connection's queue, oldest first, until at most
+    /// `target` octets wait or there are none. Returns how many messages that were.
+    fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32;
+
+    /// Closes in good order: sends all that is queued, then FIN, reads to the peer's end without reporting
+    /// it, and closes. So no reply is lost to a RST, as long as the peer ends; if it may not, `close`.
+    fn finish(&mut self, conn: ConnId);
+
+    /// Closes at once; what is queued is dropped.
+    fn close(&mut self, conn: ConnId);
+
+    /// Closes the listeners.
+    fn stop_accepting(&mut self);
+}

@@ -75,6 +75,18 @@ impl Replies {
         self.owned.clear();
     }
 
+    /// Makes the next `len` octets of the buffer part of the replies, as they stand.
+    #[inline]
+    pub fn extend(&mut self, len: usize) {
+        self.range.end += len;
+    }
+
+    /// Moves all places by `count` octets: what was a buffer is a part of a longer one, `count` octets in.
+    pub fn advance(&mut self, count: usize) {
+        self.range = self.range.start + count..self.range.end + count;
+        self.owned.iter_mut().for_each(|owned| owned.at += count);
+    }
+
     /// The replies that stand in the receive buffer.
     #[inline]
     pub fn range(&self) -> Range<usize> {

@@ -1,3 +1,258 @@
 //! Workers, sessions, applications and the hub.
+//!
+//! [`Server::start`] binds every listener, starts a [`worker`] for each core, and returns once all of them
+//! serve. A [`session`] is one connection's life; an [`app`] is what its path does; the [`hub`] is what
+//! connects connections.
 
+mod app;
+mod deadlines;
 pub mod http;
+mod hub;
+mod inbox;
+mod metrics;
+mod session;
+mod simulation;
+mod worker;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+pub use metrics::{Counter, Counters};
+pub use simulation::Simulation;
+
+use crate::config::{Config, Io};
+use crate::net::epoll::EpollBackend;
+use crate::net::{self, Backend, Endpoint, Listener};
+use crate::proto::handshake::HandshakeLimits;
+use hub::Directory;
+use inbox::Inbox;
+use session::Rules;
+use worker::Worker;
+
+/// Why a server did not start. One line that names the flag and the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Flags that contradict each other or cannot be had.
+    #[error("{0}")]
+    Config(String),
+    /// An address that cannot be listened on.
+    #[error("--listen {endpoint}: {source}{}", hint(source))]
+    Listen {
+        /// As it was given.
+        endpoint: Endpoint,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A worker that could not be set up.
+    #[error("--workers: worker {worker} could not start: {source}")]
+    Worker {
+        /// Its index.
+        worker: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (another process listens there; stop it, or choose another port, or port 0)"
+        }
+        io::ErrorKind::PermissionDenied => " (ports below 1024 and other users' folders need privileges)",
+        io::ErrorKind::AddrNotAvailable => " (this machine does not have that address)",
+        _ => "",
+    }
+}
+
+/// What all workers can see. Nothing in it is written for a message.
+struct Shared {
+    config: Config,
+    rules: Rules,
+    inboxes: Arc<[Inbox]>,
+    directory: Arc<Directory>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Shared {
+    fn new(config: Config, workers: usize) -> Result<Self, StartError> {
+        config.check().map_err(StartError::Config)?;
+        Ok(Self {
+            rules: Rules {
+                mode: config.mode,
+                limits: config.limits(),
+                handshake: HandshakeLimits {
+                    head_bytes_max: config.header_bytes_max as usize,
+                    header_count_max: config.headers_max.into(),
+                    ..HandshakeLimits::default()
+                },
+                policy: config.upgrade_policy().map_err(StartError::Config)?,
+            },
+            inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
+            directory: Arc::default(),
+            counters: (0..workers).map(|_| Arc::default()).collect(),
+            config,
+        })
+    }
+}
+
+impl Shared {
+    fn stop(&self) {
+        self.inboxes.iter().for_each(Inbox::stop);
+    }
+}
+
+/// A running server. It drains when it is [stopped](Server::stop) or dropped.
+pub struct Server {
+    endpoints: Vec<Endpoint>,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    unix_paths: Vec<PathBuf>,
+}
+
+impl Server {
+    /// Binds every listener and starts every worker.
+    ///
+    /// # Errors
+    /// Something cannot be had. Then nothing was started.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let cores = core_affinity::get_core_ids().unwrap_or_default();
+        let count = config.workers.map_or(cores.len().max(1), usize::from);
+        let shared = Arc::new(Shared::new(config, count)?);
+        let config = &shared.config;
+        let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
+        let (mut endpoints, mut unix_paths) = (Vec::new(), Vec::new());
+        for endpoint in &config.listen {
+            let (real, sockets) = net::bind(endpoint, config.backlog, count)
+                .map_err(|source| StartError::Listen { endpoint: endpoint.clone(), source })?;
+            if let Endpoint::Unix(path) = &real {
+                unix_paths.push(path.clone());
+            }
+            endpoints.push(real);
+            listeners.iter_mut().zip(sockets).for_each(|(listeners, socket)| listeners.push(socket));
+        }
+        let mut server = Self { endpoints, shared: shared.clone(), workers: Vec::new(), unix_paths };
+        let (ready, is_ready) = mpsc::channel();
+        for (index, listeners) in listeners.into_iter().enumerate() {
+            // Workers beyond the cores share them.
+            let core = cores.get(index % cores.len().max(1)).copied().filter(|_| !shared.config.no_pin);
+            let (shared, ready) = (shared.clone(), ready.clone());
+            let worker = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                if let Some(core) = core {
+                    core_affinity::set_for_current(core);
+                }
+                match shared.config.io {
+                    Io::Auto | Io::Epoll => {
+                        let buffer = shared.config.receive_buffer_bytes as usize;
+                        serve(index, shared, EpollBackend::new(listeners, buffer), ready)
+                    }
+                }
+            });
+            server.workers.push(worker.map_err(|source| StartError::Worker { worker: index, source })?);
+        }
+        drop(ready);
+        for (worker, result) in is_ready {
+            // On an error `server` is dropped, which stops and joins the workers that did start.
+            result.map_err(|source| StartError::Worker { worker, source })?;
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, with real ports, in the order of `--listen`.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// How many workers it has.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// What each worker has counted.
+    pub fn counters(&self) -> &[Arc<Counters>] {
+        &self.shared.counters
+    }
+
+    /// The sum of a counter over all workers.
+    pub fn total(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
+        self.shared.counters.iter().map(|counters| counter(counters).value()).sum()
+    }
+
+    /// Begins to drain: nothing more is accepted, and every peer gets a Close within `drain_ms`.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+
+    /// [`Server::stop`], for another thread.
+    pub fn stopper(&self) -> impl Fn() + Send + 'static {
+        let shared = self.shared.clone();
+        move || shared.stop()
+    }
+
+    /// Waits until every worker has ended, which after [`Server::stop`] they do.
+    ///
+    /// # Errors
+    /// What ended a worker before its time.
+    ///
+    /// # Panics
+    /// If a worker did.
+    pub fn join(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let mut result = Ok(());
+        for worker in self.workers.drain(..) {
+            result = result.and(worker.join().expect("a worker panicked"));
+        }
+        for path in self.unix_paths.drain(..) {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(path);
+        }
+        result
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        if !thread::panicking() {
+            let _ = self.end();
+        }
+    }
+}
+
+/// The whole life of a worker's thread, once its backend was tried.
+fn serve<B: Backend>(
+    index: usize,
+    shared: Arc<Shared>,
+    backend: io::Result<B>,
+    ready: mpsc::Sender<(usize, io::Result<()>)>,
+) -> io::Result<()> {
+    // The receiver of `ready` is gone if an earlier worker has failed: then a stop is on its way.
+    let backend = match backend {
+        Ok(backend) => backend,
+        Err(error) => {
+            let _ = ready.send((index, Err(error)));
+            return Ok(());
+        }
+    };
+    // One worker that ends, in whatever way, ends them all: a server never limps on.
+    let _stop = StopOnDrop(&shared);
+    let worker = Worker::new(index, shared.clone(), backend);
+    let _ = ready.send((index, Ok(())));
+    drop(ready);
+    let result = worker.run();
+    tracing::info!(worker = index, counters = %shared.counters[index], "ended");
+    result
+}
+
+struct StopOnDrop<'a>(&'a Shared);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}

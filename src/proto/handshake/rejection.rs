@@ -4,13 +4,14 @@ use std::io::Write as _;
 
 use super::{HeadError, VERSION};
 
-/// Why a request gets no WebSocket connection. Each has its HTTP status, and its message is the answer's body.
+/// Why a request gets no WebSocket connection. Each has its HTTP status, and its message is the body of the
+/// answer.
 ///
 /// Its connection ends: what follows such a request cannot be trusted to be another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Rejection {
-    #[error("{0}")]
+    #[error(transparent)]
     Head(#[from] HeadError),
     #[error("the request line is malformed (RFC 9112 §3)")]
     RequestLine,

@@ -9,7 +9,8 @@ use super::{accept_key, is_host, is_token};
 /// What a server accepts beyond what RFC 6455 demands. The default accepts every origin, and no subprotocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpgradePolicy {
-    /// Invariant: serialized origins (RFC 6454 §6.2), without the scheme's default port. Empty: all are allowed.
+    /// Invariant: serialized origins (RFC 6454 §6.2), without the scheme's default port. If there are none,
+    /// all are allowed.
     allow_origins: Vec<String>,
     /// Invariant: tokens.
     subprotocols: Vec<String>,

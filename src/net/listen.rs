@@ -1,0 +1,156 @@
+//! Where to listen, and the listening sockets, bound before any worker starts.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A TCP address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() {
+                Err("unix: wants a path".into())
+            } else {
+                Ok(Self::Unix(path.into()))
+            };
+        }
+        let mut addresses = text.to_socket_addrs().map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => "expected ADDRESS:PORT, [IPV6]:PORT or unix:PATH".to_owned(),
+            _ => error.to_string(),
+        })?;
+        addresses.next().map(Self::Tcp).ok_or_else(|| "the name has no address".into())
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A listening socket that one worker accepts from. Not blocking.
+#[derive(Debug)]
+pub struct Listener {
+    pub(super) socket: Socket,
+    pub(super) is_unix: bool,
+}
+
+/// Binds `endpoint` and listens, with one socket for each of `count` workers. TCP workers get sockets of
+/// their own, over which the kernel spreads connections (SO_REUSEPORT); on a Unix path they share one.
+/// Returns the real address too, which for port 0 says the port. A Unix socket that nobody listens on any
+/// more is replaced.
+///
+/// # Errors
+/// What the kernel said. A port that anybody else listens on is in use, also by another process of ours.
+pub fn bind(endpoint: &Endpoint, backlog: i32, count: usize) -> io::Result<(Endpoint, Vec<Listener>)> {
+    assert!(count > 0);
+    match endpoint {
+        Endpoint::Tcp(address) => bind_tcp(*address, backlog, count),
+        Endpoint::Unix(path) => {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            let address = SockAddr::unix(path)?;
+            if let Err(error) = socket.bind(&address) {
+                let is_stale = error.kind() == io::ErrorKind::AddrInUse
+                    && UnixStream::connect(path)
+                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if !is_stale {
+                    return Err(error);
+                }
+                std::fs::remove_file(path)?;
+                socket.bind(&address)?;
+            }
+            socket.listen(backlog)?;
+            let clone = |_| Ok(Listener { socket: socket.try_clone()?, is_unix: true });
+            Ok((endpoint.clone(), (0..count).map(clone).collect::<io::Result<_>>()?))
+        }
+    }
+}
+
+fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<(Endpoint, Vec<Listener>)> {
+    let mut sockets = Vec::with_capacity(count);
+    for index in 0..count {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit it. Without it a pipelined reply waits for the peer's delayed ACK.
+        socket.set_tcp_nodelay(true)?;
+        if index == 0 {
+            // Bound before SO_REUSEPORT is set, so that a port another server shares is found to be in use.
+            socket.bind(&address.into())?;
+            socket.set_reuse_port(true)?;
+            address = socket.local_addr()?.as_socket().expect("a TCP socket has a TCP address");
+        } else {
+            socket.set_reuse_port(true)?;
+            socket.bind(&address.into())?;
+        }
+        sockets.push(socket);
+    }
+    // Only once all are bound: nothing is accepted by a server that does not start.
+    for socket in &sockets {
+        socket.listen(backlog)?;
+    }
+    let listeners = sockets.into_iter().map(|socket| Listener { socket, is_unix: false }).collect();
+    Ok((Endpoint::Tcp(address), listeners))
+}
+
+/// Raises the soft limit of open files to the hard one, and returns it.
+///
+/// # Errors
+/// What the kernel said.
+pub fn raise_nofile() -> io::Result<u64> {
+    let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE)?;
+    rlimit::increase_nofile_limit(hard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_an_address_a_name_or_a_unix_path() {
+        assert_eq!("127.0.0.1:9001".parse(), Ok(Endpoint::Tcp(([127, 0, 0, 1], 9001).into())));
+        assert!(matches!("[::1]:0".parse(), Ok(Endpoint::Tcp(SocketAddr::V6(_)))));
+        assert_eq!("unix:/tmp/x".parse(), Ok(Endpoint::Unix("/tmp/x".into())));
+        for bad in ["", "unix:", "9001", "127.0.0.1", "127.0.0.1:99999"] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_another_server_shares_is_in_use() {
+        let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
+        let (endpoint, listeners) = bind(&any, 16, 3).unwrap();
+        assert_eq!(listeners.len(), 3);
+        assert_eq!(bind(&endpoint, 16, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listeners);
+        bind(&endpoint, 16, 2).unwrap();
+    }
+
+    #[test]
+    fn a_unix_socket_that_nobody_listens_on_is_replaced_and_a_live_one_is_not() {
+        let path = std::env::temp_dir().join(format!("resound-listen-{}.sock", std::process::id()));
+        let endpoint = Endpoint::Unix(path.clone());
+        let (_, listeners) = bind(&endpoint, 16, 2).unwrap();
+        assert_eq!(bind(&endpoint, 16, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listeners);
+        bind(&endpoint, 16, 1).unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+}

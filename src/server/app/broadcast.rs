@@ -1,0 +1,22 @@
+//! Broadcast: every message goes to everyone in the room, its publisher included. A room is a path.
+
+use super::{App, Context};
+use crate::proto::{Message, Reply};
+use crate::server::hub::Membership;
+
+struct Broadcast(Membership);
+
+pub(super) fn open(path: &str, context: &mut Context<'_>) -> Box<dyn App> {
+    Box::new(Broadcast(context.hub.join(path, context.conn)))
+}
+
+impl App for Broadcast {
+    fn message(&mut self, message: Message<'_>, context: &mut Context<'_>) -> Reply {
+        context.hub.publish(&self.0, message.frame());
+        Reply::Nothing
+    }
+
+    fn closed(self: Box<Self>, context: &mut Context<'_>) {
+        context.hub.leave(self.0);
+    }
+}

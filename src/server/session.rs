@@ -1,0 +1,279 @@
+//! One connection's life above its transport: plain HTTP until the handshake, then messages, then the end.
+//!
+//! A session is fed what its connection received and leaves its replies; it does no I/O, so its worker
+//! decides when and how they are sent. Start at [`Session::received`].
+
+use super::app::{self, App, Context};
+use super::http;
+use super::metrics::Counters;
+use crate::config::Mode;
+use crate::proto::handshake::{HandshakeLimits, HeadScanner, Request, UpgradePolicy};
+use crate::proto::{CloseCode, Connection, Handler, Limits, Message, Owned, Replies, Reply, State};
+
+/// What sessions share, parsed once from the configuration.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) mode: Mode,
+    pub(super) limits: Limits,
+    pub(super) handshake: HandshakeLimits,
+    pub(super) policy: UpgradePolicy,
+}
+
+pub(super) struct Session {
+    phase: Phase,
+    /// A Ping was sent because the peer was silent, and it still is.
+    pub(super) pinged: bool,
+}
+
+enum Phase {
+    /// HTTP requests are awaited; there is a head if one was cut by a read.
+    Http(Option<Box<Head>>),
+    /// Messages flow.
+    Open(Connection, Box<dyn App>),
+    /// Our Close is sent, the peer's is awaited.
+    Closing(Connection),
+    /// No protocol: every octet goes back.
+    Raw,
+    /// Nothing is read any more; the backend finishes the connection.
+    Finished,
+}
+
+/// A request head that has not all arrived.
+#[derive(Default)]
+struct Head {
+    octets: Vec<u8>,
+    scanner: HeadScanner,
+}
+
+/// What the worker has to do once the replies are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Go on; the time that the peer has left runs on.
+    Wait,
+    /// Go on; the peer did what was awaited, and its time starts anew.
+    Active,
+    /// Finish the connection.
+    Finish,
+}
+
+/// What the peer is given time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaits {
+    Request,
+    Message,
+    End,
+    Nothing,
+}
+
+impl Session {
+    pub(super) fn new(mode: Mode) -> Self {
+        let phase = if mode == Mode::Raw { Phase::Raw } else { Phase::Http(None) };
+        Self { phase, pinged: false }
+    }
+
+    /// A session that has nothing to say to its peer any more.
+    pub(super) fn finished() -> Self {
+        Self { phase: Phase::Finished, pinged: false }
+    }
+
+    #[inline]
+    pub(super) fn awaits(&self) -> Awaits {
+        match self.phase {
+            Phase::Http(_) => Awaits::Request,
+            Phase::Open(..) => Awaits::Message,
+            Phase::Closing(_) | Phase::Finished => Awaits::End,
+            Phase::Raw => Awaits::Nothing,
+        }
+    }
+
+    /// Takes in what the connection received, and leaves in `replies` what goes back.
+    #[inline]
+    pub(super) fn received(
+        &mut self,
+        buffer: &mut [u8],
+        rules: &Rules,
+        counters: &Counters,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+    ) -> Step {
+        let result = match &mut self.phase {
+            Phase::Open(connection, app) => {
+                let mut messages = Messages { app: &mut **app, context, counters };
+                let result = connection.receive(buffer, 0, &rules.limits, replies, &mut messages);
+                if connection.state() == State::Open {
+                    self.pinged = false;
+                    return Step::Active;
+                }
+                result
+            }
+            Phase::Closing(connection) => {
+                let result = connection.receive(buffer, 0, &rules.limits, replies, &mut Ignore);
+                if connection.state() != State::Closed {
+                    return Step::Wait;
+                }
+                result
+            }
+            Phase::Raw => {
+                replies.clear(0);
+                replies.extend(buffer.len());
+                return Step::Wait;
+            }
+            Phase::Finished => {
+                replies.clear(0);
+                return Step::Wait;
+            }
+            Phase::Http(_) => return self.http(buffer, rules, counters, context, replies),
+        };
+        if let Err(error) = result {
+            counters.protocol_errors_total.add(1);
+            tracing::debug!(conn = context.conn.index, %error, "the peer broke the protocol");
+        }
+        self.finish(context);
+        Step::Finish
+    }
+
+    /// Answers plain requests, until one asks for a WebSocket connection.
+    #[cold]
+    fn http(
+        &mut self,
+        buffer: &mut [u8],
+        rules: &Rules,
+        counters: &Counters,
+        context: &mut Context<'_>,
+        replies: &mut Replies,
+    ) -> Step {
+        let Phase::Http(head) = &mut self.phase else { unreachable!("only called while HTTP is spoken") };
+        let mut head = head.take().map_or_else(Head::default, |head| *head);
+        let (mut at, mut answers, mut step) = (0, Vec::new(), Step::Wait);
+        while at < buffer.len() {
+            let kept = head.octets.len();
+            let octets = if kept == 0 {
+                &buffer[at..]
+            } else {
+                // The parser does not look further than the limit.
+                let len = (buffer.len() - at).min(rules.handshake.head_bytes_max - kept);
+                head.octets.extend_from_slice(&buffer[at..at + len]);
+                &head.octets
+            };
+            let outcome = match Request::parse(octets, &mut head.scanner, &rules.handshake) {
+                Ok(None) => {
+                    if kept == 0 {
+                        head.octets = buffer[at..].to_vec();
+                    }
+                    self.phase = Phase::Http(Some(Box::new(head)));
+                    break;
+                }
+                Ok(Some((request, len))) => {
+                    at += len - kept;
+                    if request.wants_upgrade() {
+                        request.upgrade(&rules.policy).map(|accepted| {
+                            accepted.write(&mut answers);
+                            Some(app::open(request.path(), rules.mode, context))
+                        })
+                    } else {
+                        counters.http_requests_total.add(1);
+                        if !http::answer(&request, &mut answers) {
+                            step = Step::Finish;
+                            self.phase = Phase::Finished;
+                            break;
+                        }
+                        Ok(None)
+                    }
+                }
+                Err(rejection) => Err(rejection),
+            };
+            match outcome {
+                Ok(None) => {
+                    step = Step::Active;
+                    head = Head::default();
+                }
+                Ok(Some(app)) => {
+                    counters.upgraded_total.add(1);
+                    self.phase = Phase::Open(Connection::server(), app);
+                    // What follows the handshake is frames.
+                    let rest = &mut buffer[at..];
+                    step = self.received(rest, rules, counters, context, replies);
+                    // The answers go before everything else that there is to say.
+                    let first = Owned { at: replies.range().start, octets: answers, start: 0 };
+                    replies.owned().insert(0, first);
+                    replies.advance(at);
+                    return step;
+                }
+                Err(rejection) => {
+                    counters.http_requests_total.add(1);
+                    tracing::debug!(conn = context.conn.index, error = %rejection, "the handshake was refused");
+                    rejection.write(&mut answers);
+                    step = Step::Finish;
+                    self.phase = Phase::Finished;
+                    break;
+                }
+            }
+        }
+        replies.clear(0);
+        if !answers.is_empty() {
+            replies.owned().push(Owned { at: 0, octets: answers, start: 0 });
+        }
+        step
+    }
+
+    /// Starts the closing handshake, and returns the Close frame. With nothing to close politely, `None`:
+    /// then the connection is to be finished.
+    pub(super) fn close(
+        &mut self,
+        code: CloseCode,
+        reason: &str,
+        context: &mut Context<'_>,
+    ) -> Option<Vec<u8>> {
+        match std::mem::replace(&mut self.phase, Phase::Finished) {
+            Phase::Open(mut connection, app) => {
+                app.closed(context);
+                let mut frame = Vec::new();
+                connection.close(code, reason, &mut frame);
+                self.phase = Phase::Closing(connection);
+                Some(frame)
+            }
+            _ => None,
+        }
+    }
+
+    /// Asks a silent peer whether it is there.
+    pub(super) fn ping(&mut self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        if let Phase::Open(connection, _) = &mut self.phase {
+            connection.ping(b"", &mut frame);
+            self.pinged = true;
+        }
+        frame
+    }
+
+    /// Nothing is read or said any more. To be called before the session is dropped.
+    pub(super) fn finish(&mut self, context: &mut Context<'_>) {
+        if let Phase::Open(_, app) = std::mem::replace(&mut self.phase, Phase::Finished) {
+            app.closed(context);
+        }
+    }
+}
+
+/// Passes the connection's messages to its application.
+struct Messages<'a, 'c> {
+    app: &'a mut dyn App,
+    context: &'a mut Context<'c>,
+    counters: &'a Counters,
+}
+
+impl Handler for Messages<'_, '_> {
+    #[inline]
+    fn message(&mut self, message: Message<'_>) -> Reply {
+        self.counters.messages_total.add(1);
+        self.app.message(message, self.context)
+    }
+}
+
+/// After our Close, messages are dropped; the connection does not even report them.
+struct Ignore;
+
+impl Handler for Ignore {
+    fn message(&mut self, _: Message<'_>) -> Reply {
+        Reply::Nothing
+    }
+}
