@@ -40,7 +40,7 @@ impl Target {
             bail!("{url}: user and password do not belong in a ws URL; use --header 'Authorization: …'");
         }
         let port = uri.port_u16();
-        if port.is_none() && uri.authority().is_some_and(|authority| authority.port().is_some()) {
+        if port.is_none() && uri.authority().is_some_and(|authority| authority.as_str() != host) {
             bail!("{url}: the port is not a number from 1 to 65535");
         }
         let bare_host = host.trim_start_matches('[').trim_end_matches(']');
