@@ -1,31 +1,14 @@
 //! The numbers of a run against a server whose faults are known.
 
+mod runs;
 mod support;
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::Parser;
-use resound_load::engine::{self, args::RunArgs};
 use resound_load::result::model::{Phase, RunResult};
 use resound_load::result::recorder::{ErrorKind, LATENCY_MAX_NS, Metric};
+use runs::try_run;
 use support::{Faults, FaultyServer, Instead};
-
-/// The flags of `run`, as on the command line.
-#[derive(Parser)]
-struct Flags {
-    #[command(flatten)]
-    run: RunArgs,
-}
-
-/// A run has the machine for itself: two at a time would measure each other.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn try_run(url: &str, flags: &str) -> anyhow::Result<RunResult> {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let words = ["run", url, "--quiet"].into_iter().chain(flags.split_whitespace());
-    engine::run(&Flags::try_parse_from(words)?.run)
-}
 
 fn run(server: &FaultyServer, flags: &str) -> RunResult {
     try_run(&server.url(), flags).unwrap_or_else(|error| panic!("{flags}: {error:#}"))

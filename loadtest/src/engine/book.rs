@@ -24,6 +24,8 @@ pub(super) struct Book {
     pub record_from_ns: u64,
     /// What is intended at this time or later belongs to the next part of the run, which has not begun.
     pub(crate) record_until_ns: u64,
+    /// A message is intended when it is sent: there is no lag, and the service time is the response time.
+    pub(crate) closed_loop: bool,
     /// Messages that were sent and are not accounted for.
     pub in_flight: i64,
     /// Broadcast: the publications on their way.
@@ -34,11 +36,12 @@ pub(super) struct Book {
 
 impl Book {
     /// An empty book.
-    pub(super) fn new(publications: Publications) -> Self {
+    pub(super) fn new(publications: Publications, closed_loop: bool) -> Self {
         Self {
             slice: Box::default(),
             record_from_ns: 0,
             record_until_ns: u64::MAX,
+            closed_loop,
             in_flight: 0,
             publications,
             delivered: 0,
@@ -185,7 +188,9 @@ impl Receiver<'_> {
             slice.counts.received += 1;
             slice.counts.payload_received_octets += size as u64;
             slice.record(Metric::Response, self.now_ns - sent.intended_ns);
-            slice.record(Metric::Service, self.now_ns - sent.sent_ns);
+            if !self.book.closed_loop {
+                slice.record(Metric::Service, self.now_ns - sent.sent_ns);
+            }
         }
     }
 

@@ -171,8 +171,7 @@ impl Worker {
             return;
         }
         let plan = &self.shared.plan;
-        let closed_loop =
-            matches!(plan.load, Load::Closed { .. }) && self.part == Part::Load && conn.is_open();
+        let closed_loop = self.book.closed_loop && self.part == Part::Load && conn.is_open();
         let expected = if plan.mode == Mode::Broadcast { self.shared.control.subscribers() } else { 1 };
         let interval_ns = self.schedule.as_ref().map_or(u64::MAX, |schedule| schedule.interval_ns());
         loop {
@@ -199,7 +198,7 @@ impl Worker {
                 let sent = if plan.mode == Mode::Connect {
                     Sent { intended_ns: conn.intended_ns, sent_ns: conn.started_ns }
                 } else {
-                    if self.book.records(intended_ns) {
+                    if !self.book.closed_loop && self.book.records(intended_ns) {
                         self.book.slice.record(Metric::Lag, sent_ns - intended_ns);
                     }
                     Sent { intended_ns, sent_ns }
@@ -334,7 +333,7 @@ impl Worker {
         match conn.stage {
             Stage::Open if conn.traffic.owed > 0 => match self.shared.plan.mode {
                 Mode::Connect => self.first_message(slot, now_ns),
-                _ if matches!(self.shared.plan.load, Load::Closed { .. }) => self.flush(slot),
+                _ if self.book.closed_loop => self.flush(slot),
                 _ => conn.traffic.owed = 0,
             },
             Stage::Leaving if conn.traffic.outstanding.is_empty() && conn.traffic.backlog.is_empty() => {
@@ -488,7 +487,7 @@ impl Worker {
 
     /// Closed loop: gives the place of replies that take too long to new messages.
     pub(super) fn give_up_replies(&mut self, now_ns: u64) {
-        if self.part != Part::Load || !matches!(self.shared.plan.load, Load::Closed { .. }) {
+        if self.part != Part::Load || !self.book.closed_loop {
             return;
         }
         let sent_before_ns = now_ns.saturating_sub(self.shared.plan.reply_timeout_ns);

@@ -148,7 +148,9 @@ impl Composer {
 fn adler32(fields: &[u8; 16], filler: &[u8]) -> u32 {
     let mut adler = Adler32::new();
     adler.write(fields);
-    adler.write(filler);
+    if !filler.is_empty() {
+        adler.write(filler);
+    }
     adler.finish()
 }
 

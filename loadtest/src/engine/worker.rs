@@ -200,7 +200,10 @@ impl Worker {
             generations: vec![0; members as usize],
             open_count: 0,
             part: Part::Ramp,
-            book: Book::new(Publications::new(plan.publishers, members)),
+            book: Book::new(
+                Publications::new(plan.publishers, members),
+                matches!(plan.load, Load::Closed { .. }),
+            ),
             subscribers,
             composer: Composer::new(plan.opcode, plan.sizes.max(), seed ^ 1),
             rng: fastrand::Rng::with_seed(seed ^ 2),
