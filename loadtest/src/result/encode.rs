@@ -56,6 +56,7 @@ impl<'de> Deserialize<'de> for Recorder {
         let histogram = Deserializer::new()
             .deserialize::<u64, _>(&mut octets.as_slice())
             .map_err(|error| D::Error::custom(format!("{HISTOGRAM_KEY}: {error}")))?;
-        Ok(Recorder::from_histogram(&histogram, stored.saturated_count))
+        Recorder::from_histogram(&histogram, stored.saturated_count)
+            .map_err(|error| D::Error::custom(format!("{HISTOGRAM_KEY}: {error:?}")))
     }
 }

@@ -12,7 +12,7 @@ use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use super::model::RunResult;
 use super::recorder::Recorder;
 
-/// Steps into which each halving of the distance to 100 % is divided.
+/// Rows for each halving of the distance to 100 %, as the Java library has them.
 const TICKS_PER_HALF_DISTANCE: u32 = 5;
 
 /// Values in `.hgrm` files, and the maxima beside the histograms of a `.hlog`, are in ms.
@@ -26,21 +26,41 @@ pub fn write_hgrm(out: &mut impl Write, recorder: &Recorder) -> io::Result<()> {
     let histogram = recorder.histogram();
     let header = ("Value", "Percentile", "TotalCount", "1/(1-Percentile)");
     writeln!(out, "{:>12} {:>14} {:>12} {:>16}\n", header.0, header.1, header.2, header.3)?;
-    let mut cumulated = 0;
-    for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
-        cumulated += step.count_since_last_iteration();
-        let value_ms = step.value_iterated_to().min(histogram.max()) as f64 / NS_PER_MS;
-        let percentile = step.quantile_iterated_to();
-        // Infinite in the last row, which prints as `inf`: still four fields.
-        let inverse = 1.0 / (1.0 - percentile);
-        writeln!(out, "{value_ms:>12.6} {percentile:>14.12} {cumulated:>12} {inverse:>16.2}")?;
+    let total = recorder.count();
+    let mut recorded = histogram.iter_recorded();
+    let (mut value_ns, mut cumulated) = (0, 0);
+    for tick in 0..64 * TICKS_PER_HALF_DISTANCE {
+        // The crate's own iterator adds up binary fractions and misses percentiles that fall on the edge of a bucket,
+        // so ranks are whole numbers here: with 5 ticks, `beyond` of them are (10 - i) / 10 / 2^k of all.
+        let (halving, i) = (tick / TICKS_PER_HALF_DISTANCE, tick % TICKS_PER_HALF_DISTANCE);
+        let ticks = u128::from(2 * TICKS_PER_HALF_DISTANCE);
+        let beyond = (u128::from(total) * (ticks - u128::from(i)) / ticks) >> halving;
+        let rank = (total - u64::try_from(beyond).expect("a part of a u64")).max(1);
+        while cumulated < rank {
+            let Some(step) = recorded.next() else { break };
+            cumulated += step.count_at_value();
+            value_ns = step.value_iterated_to();
+        }
+        let share_beyond =
+            (1.0 - f64::from(i) / f64::from(2 * TICKS_PER_HALF_DISTANCE)) / 2_f64.powi(halving as i32);
+        write_row(out, value_ns, 1.0 - share_beyond, cumulated)?;
+        if cumulated >= total {
+            break;
+        }
     }
+    write_row(out, recorder.max_ns(), 1.0, total)?;
     let (mean_ms, stdev_ms) = (recorder.mean_ns() / NS_PER_MS, recorder.stdev_ns() / NS_PER_MS);
     let max_ms = recorder.max_ns() as f64 / NS_PER_MS;
     writeln!(out, "#[Mean    = {mean_ms:>12.6}, StdDeviation   = {stdev_ms:>12.6}]")?;
     writeln!(out, "#[Max     = {max_ms:>12.6}, Total count    = {:>12}]", recorder.count())?;
     let sub_buckets = (2 * 10_u64.pow(u32::from(histogram.sigfig()))).next_power_of_two();
     writeln!(out, "#[Buckets = {:>12}, SubBuckets     = {sub_buckets:>12}]", histogram.buckets())
+}
+
+/// One row. The fourth field is infinite in the last row and prints as `inf`: still four fields.
+fn write_row(out: &mut impl Write, value_ns: u64, quantile: f64, cumulated: u64) -> io::Result<()> {
+    let (value_ms, inverse) = (value_ns as f64 / NS_PER_MS, 1.0 / (1.0 - quantile));
+    writeln!(out, "{value_ms:>12.6} {quantile:>14.12} {cumulated:>12} {inverse:>16.2}")
 }
 
 /// Writes a `.hlog` interval log: every interval's histogram of every metric that counts, tagged with the metric's name.

@@ -477,6 +477,13 @@ pub struct SloResult {
     pub unit: String,
 }
 
+impl SloResult {
+    /// The objective and what it came to, in a sentence.
+    pub fn sentence(&self) -> String {
+        format!("{}: {}", self.expression, self.why)
+    }
+}
+
 /// Whether the numbers may be believed, and what they say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING-KEBAB-CASE")]
@@ -518,6 +525,14 @@ pub struct Verdict {
     pub cure: String,
     /// Every finding, weightiest first, the deciding one included.
     pub findings: Vec<Finding>,
+}
+
+impl Verdict {
+    /// What was noticed besides what decided the verdict and besides the objectives, which are listed on their own.
+    pub fn also_noticed<'a>(&'a self, slos: &'a [SloResult]) -> impl Iterator<Item = &'a Finding> {
+        let is_objective = |finding: &Finding| slos.iter().any(|slo| finding.cause == slo.sentence());
+        self.findings.iter().filter(move |finding| finding.cause != self.cause && !is_objective(finding))
+    }
 }
 
 /// How much a finding weighs.

@@ -5,7 +5,9 @@
 //! allocates nor locks: `Slice::new` allocates everything a slice will ever hold (about 216 KiB a metric).
 //! Nothing here may read a clock, and nothing here may drop a value: beyond the range it is counted as saturated.
 
-use hdrhistogram::Histogram;
+use std::fmt;
+
+use hdrhistogram::{AdditionError, Histogram};
 use serde::{Deserialize, Serialize};
 
 /// Largest latency a histogram holds, ns. Above it a value is recorded as this and counted as saturated.
@@ -85,7 +87,7 @@ impl Metric {
 }
 
 /// One HdrHistogram of nanoseconds, and how many values were beyond its range.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Recorder {
     histogram: Histogram<u64>,
     saturated_count: u64,
@@ -97,6 +99,18 @@ impl Default for Recorder {
     }
 }
 
+impl fmt::Debug for Recorder {
+    // Without the 27,000 counters.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder")
+            .field("count", &self.count())
+            .field("p50_ns", &self.quantile_ns(0.5))
+            .field("max_ns", &self.max_ns())
+            .field("saturated_count", &self.saturated_count)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Recorder {
     /// An empty recorder. The only allocation it ever makes.
     pub fn new() -> Self {
@@ -105,14 +119,15 @@ impl Recorder {
         Recorder { histogram, saturated_count: 0 }
     }
 
-    /// From a histogram read from a file. Values beyond the range are clamped and counted on top of `saturated_count`.
-    pub fn from_histogram(histogram: &Histogram<u64>, saturated_count: u64) -> Self {
+    /// From a histogram read from a file, of which `saturated_count` values were beyond the range.
+    ///
+    /// # Errors
+    /// When it holds values that no recorder does.
+    pub fn from_histogram(histogram: &Histogram<u64>, saturated_count: u64) -> Result<Self, AdditionError> {
         let mut recorder = Recorder::new();
-        for value in histogram.iter_recorded() {
-            recorder.record_n(value.value_iterated_to(), value.count_at_value());
-        }
-        recorder.saturated_count += saturated_count;
-        recorder
+        recorder.histogram.add(histogram)?;
+        recorder.saturated_count = saturated_count;
+        Ok(recorder)
     }
 
     /// Records one value, ns. 0 counts as it is; above [`LATENCY_MAX_NS`] it is clamped and counted as saturated.

@@ -39,7 +39,7 @@ pub fn text(result: &RunResult) -> String {
             lines.push(format!("  {tone}{name:<15}{tone:#} {:<width$}  {}", slo.expression, slo.why));
         }
     }
-    let others: Vec<_> = verdict.findings.iter().filter(|finding| finding.cause != verdict.cause).collect();
+    let others: Vec<_> = verdict.also_noticed(&result.slos).collect();
     if !others.is_empty() {
         lines.push(format!("\n{BOLD}Also noticed{BOLD:#}"));
         for finding in others {

@@ -29,6 +29,8 @@ pub const THREAD_BUSY_NOTED_PERCENT: f64 = 75.0;
 pub const ACHIEVED_SHARE_MIN: f64 = 0.99;
 /// Kernel events decide when they are this share of the samples beyond the strictest percentile asked for.
 pub const EVENT_SHARE_OF_TAIL_DECIDES: f64 = 0.10;
+/// What a lost segment costs at least: TCP's smallest retransmission timeout, unless faster recovery hides it, ns.
+pub const RETRANSMISSION_TIMEOUT_MIN_NS: u64 = 200_000_000;
 /// Samples beyond a percentile below which it is not used as evidence.
 const EVIDENCE_SAMPLES_MIN: f64 = 10.0;
 
@@ -136,13 +138,13 @@ fn exhausted_limits(result: &RunResult) -> Vec<Finding> {
 enum Costs {
     /// A connection attempt: a second or more until the SYN is sent again.
     Connect,
-    /// A segment: a retransmission timeout, for it and all behind it.
+    /// A segment: a retransmission, for it and all behind it.
     Message,
     /// Connections that were up.
     Connection,
 }
 
-const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
+const KERNEL_EVENTS: [(&str, Costs, &str, &str); 11] = [
     (
         "TcpExt.ListenOverflows",
         Costs::Connect,
@@ -172,12 +174,6 @@ const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
         Costs::Connect,
         "TIME_WAIT sockets were beyond their limit",
         "raise net.ipv4.tcp_max_tw_buckets",
-    ),
-    (
-        "nf_conntrack.drop",
-        Costs::Connect,
-        "the connection tracking table was full",
-        "raise net.netfilter.nf_conntrack_max, or take the ports out of tracking",
     ),
     (
         "TcpExt.TCPAbortOnMemory",
@@ -217,8 +213,14 @@ const KERNEL_EVENTS: [(&str, Costs, &str, &str); 12] = [
     ),
 ];
 
+/// Whether a kernel counter is one that should stand still while load is driven.
+pub fn is_watched(counter: &str) -> bool {
+    KERNEL_EVENTS.iter().any(|(name, ..)| *name == counter)
+}
+
 /// Kernel counters that rose. They decide when they could make up a tenth of the samples beyond the strictest
-/// percentile asked for (p99.9 unless an objective is stricter); the counters are the machine's, not the run's alone.
+/// percentile asked for (p99.9 unless an objective is stricter). The counters are the machine's, not the run's alone, so
+/// a loss decides only where that many latencies are as long as a retransmission takes.
 fn kernel_events(result: &RunResult, quantiles: &[f64]) -> Vec<Finding> {
     let strictest = quantiles.iter().copied().fold(0.999, f64::max);
     let share_decides = (1.0 - strictest) * EVENT_SHARE_OF_TAIL_DECIDES;
@@ -237,12 +239,25 @@ fn kernel_events(result: &RunResult, quantiles: &[f64]) -> Vec<Finding> {
             Costs::Connection => 0,
             Costs::Message => result.totals.sent + result.totals.expected,
         };
-        let decides = moved as f64 >= share_decides * operations as f64;
+        let seen = costs != Costs::Message || slow_share(result) >= share_decides;
+        let decides = seen && moved as f64 >= share_decides * operations as f64;
         let weight = if decides { Weight::Decides } else { Weight::Note };
         let cause = format!("{name} +{}{}: {what}", count(moved), peak(result, name));
         findings.push(Finding::new(VerdictKind::EnvironmentLimited, weight, cause, cure));
     }
     findings
+}
+
+/// The share of messages that took as long as a retransmission.
+fn slow_share(result: &RunResult) -> f64 {
+    let Some(recorder) = result.recorder(result.plan.headline()) else { return 0.0 };
+    let histogram = recorder.histogram();
+    let slow = histogram.count_between(RETRANSMISSION_TIMEOUT_MIN_NS, recorder.max_ns());
+    if recorder.max_ns() < RETRANSMISSION_TIMEOUT_MIN_NS {
+        0.0
+    } else {
+        slow as f64 / recorder.count() as f64
+    }
 }
 
 /// Where on the timeline most of a counter's rise was.
@@ -432,7 +447,7 @@ fn connections_missing(result: &RunResult) -> Option<Finding> {
 }
 
 fn objective(slo: &SloResult) -> Option<Finding> {
-    let cause = format!("{}: {}", slo.expression, slo.why);
+    let cause = slo.sentence();
     match slo.outcome {
         SloOutcome::Pass => None,
         SloOutcome::Fail => {

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 
 use maud::{Markup, html};
 
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 76.0;
 const RIGHT: f64 = 18.0;
-const TOP: f64 = 14.0;
+const TOP: f64 = 24.0;
 const BOTTOM: f64 = 40.0;
 
 /// How numbers are placed on an axis.
@@ -53,6 +53,15 @@ impl Axis {
             ticks,
             label: label.to_owned(),
         }
+    }
+
+    /// From zero to a number of octets that is round in its binary multiple.
+    pub(super) fn octets(max: f64, label: &str, format: Format) -> Axis {
+        let unit = 1024_f64.powf((max.max(1.0).log2() / 10.0).floor());
+        let mut axis = Axis::linear(max / unit, label, |_| String::new());
+        axis.max *= unit;
+        axis.ticks = axis.ticks.iter().map(|(value, _)| (value * unit, format(value * unit))).collect();
+        axis
     }
 
     /// Exactly from `min` to `max`, with round ticks between: for time.
@@ -127,6 +136,8 @@ pub(super) enum Mark {
     Vertical { x: f64, label: String, class: &'static str },
     /// A stretch of the x axis.
     Span { from: f64, to: f64, label: String, class: &'static str },
+    /// A dot with a label.
+    Label { x: f64, y: f64, label: String, class: &'static str },
     /// A shaded cell, with its opacity.
     Cell { x: (f64, f64), y: (f64, f64), opacity: f64 },
 }
@@ -151,14 +162,14 @@ impl Chart {
         let right = self.width - RIGHT;
         html! {
             figure.chart id=(self.id) data-points=(self.pointer_data()) {
-                svg viewBox={"0 0 " (self.width) " " (self.height)} role="img" aria-label=(self.title) {
+                div.drawing { svg.wide[self.width > 800.0] viewBox={"0 0 " (self.width) " " (self.height)} role="img" aria-label=(self.title) {
                     (self.marks_below())
                     (self.axes())
                     @for series in &self.series { (self.line(series)) }
                     (self.marks_above())
                     line.cursor x1=(LEFT) x2=(LEFT) y1=(TOP) y2=(bottom) {}
                     rect.plot x=(LEFT) y=(TOP) width=(number(right - LEFT)) height=(number(bottom - TOP)) {}
-                }
+                } }
                 @if self.series.len() > 1 || self.series.iter().any(|series| !series.name.is_empty()) {
                     figcaption { @for series in &self.series {
                         span.key { i class=(series.class) {} (series.name) }
@@ -192,7 +203,7 @@ impl Chart {
             }
             line.axis x1=(LEFT) x2=(right) y1=(bottom) y2=(bottom) {}
             text.label x=(number(f64::midpoint(LEFT, right))) y=(self.height - 6.0) text-anchor="middle" { (self.x.label) }
-            text.label transform={"translate(12 " (number(f64::midpoint(TOP, bottom))) ") rotate(-90)"} text-anchor="middle" { (self.y.label) }
+            text.label x="4" y=(TOP - 11.0) { (self.y.label) }
         }
     }
 
@@ -225,9 +236,9 @@ impl Chart {
                 @let (left, right) = (self.px(*from), self.px(*to));
                 @if right > left {
                     rect class={"span " (class)} x=(number(left)) y=(TOP) width=(number(right - left)) height=(number(bottom - TOP)) {}
-                    @if right - left > 6.2 * label.len() as f64 {
-                        text.note x=(number(left + 5.0)) y=(number(bottom - 6.0)) { (label) }
-                    }
+                    // A narrow stretch at the right end has its label reach out to the left.
+                    @let (x, anchor) = if right >= self.width - RIGHT - 1.0 { (right - 5.0, "end") } else { (left + 5.0, "start") };
+                    text.note x=(number(x)) y=(number(bottom - 6.0)) text-anchor=(anchor) { (label) }
                 }
             }
             Mark::Cell { x, y, opacity } => {
@@ -252,6 +263,11 @@ impl Chart {
                 line class={"mark " (class)} x1=(number(x)) x2=(number(x)) y1=(TOP) y2=(bottom) {}
                 @let flip = x > f64::midpoint(LEFT, right);
                 text class={"marklabel " (class)} x=(number(if flip { x - 5.0 } else { x + 5.0 })) y=(TOP + 10.0) text-anchor=(if flip { "end" } else { "start" }) { (label) }
+            }
+            Mark::Label { x, y, label, class } => {
+                @let (x, y) = (self.px(*x), self.py(*y));
+                g class=(class) { circle.dot cx=(number(x)) cy=(number(y)) r="4" {} }
+                text.value x=(number(x - 6.0)) y=(number(y - 9.0)) text-anchor="end" { (label) }
             }
             _ => {}
         } } }

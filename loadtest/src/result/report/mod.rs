@@ -1,7 +1,7 @@
 //! report.html: one file, no network. Every panel answers one question, and every number has its unit.
 //!
-//! [`html`] puts the page together from its parts; [`panels`] turns a result into charts, [`tables`] into words,
-//! and [`chart`] draws. The script only shows labels under the pointer: without it the page says the same.
+//! [`html()`] puts the page together from its parts; `panels` turns a result into charts, `tables` into words,
+//! and `chart` draws. The script only shows labels under the pointer: without it the page says the same.
 
 mod chart;
 mod panels;
@@ -20,6 +20,7 @@ const SCRIPT: &str = include_str!("report.js");
 pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
     let verdict = &result.verdict;
     let title = format!("{}: {}", verdict.kind.name(), result.plan.url);
+    let timeline = series::timeline(result);
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -48,15 +49,15 @@ pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
                     (tables::findings(result))
                     (panels::search(result))
                     (panels::spectrum(result, baseline))
-                    (panels::latency_over_time(result))
+                    (panels::latency_over_time(result, &timeline))
                     div.pair {
-                        (panels::rate_over_time(result))
-                        @if result.plan.mode == Mode::Broadcast { (panels::fan_out(result)) } @else { (panels::in_flight(result)) }
+                        (panels::rate_over_time(result, &timeline))
+                        @if result.plan.mode == Mode::Broadcast { (panels::fan_out(&timeline)) } @else { (panels::in_flight(&timeline)) }
                     }
-                    div.pair { (panels::server_cpu(result)) (panels::server_memory(result)) }
-                    (panels::kernel(result))
-                    div.pair { (panels::generator_lag(result)) (panels::generator_cpu(result)) }
-                    (panels::connecting(result))
+                    div.pair { (panels::server_cpu(&timeline)) (panels::server_memory(&timeline)) }
+                    (panels::kernel(result, &timeline))
+                    div.pair { (panels::generator_lag(&timeline)) (panels::generator_cpu(result, &timeline)) }
+                    @if result.plan.mode != Mode::Connect { (panels::connecting(result, baseline)) }
                     (tables::latency_table(result, baseline))
                     (tables::counts_table(result))
                     (tables::environment(result))

@@ -2,30 +2,30 @@
 
 use maud::{Markup, html};
 
-use super::super::model::{Interval, Mode, RunResult, VerdictKind};
-use super::super::recorder::Metric;
+use super::super::model::{Interval, Mode, Phase, RunResult, VerdictKind};
+use super::super::recorder::{Metric, Recorder};
 use super::super::slo::Slo;
-use super::super::{sufficiency, units};
+use super::super::{sufficiency, units, verdict};
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
-use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of, timeline};
+use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of};
 
 const FULL_WIDTH: f64 = 1160.0;
 const HALF_WIDTH: f64 = 560.0;
 const TALL: f64 = 360.0;
 const LOW: f64 = 220.0;
 
-/// Metrics measured for each message, in the order of their colours.
+/// Metrics measured for each message, with their colours; what is drawn last lies on top.
 const PER_MESSAGE: [(Metric, &str); 5] = [
-    (Metric::Response, "c1"),
-    (Metric::Delivery, "c1"),
-    (Metric::Service, "c3"),
-    (Metric::Spread, "c4"),
     (Metric::Lag, "c2"),
+    (Metric::Spread, "c4"),
+    (Metric::Service, "c3"),
+    (Metric::Delivery, "c1"),
+    (Metric::Response, "c1"),
 ];
 
 /// Metrics measured for each connection.
 const PER_CONNECTION: [(Metric, &str); 3] =
-    [(Metric::Connect, "c6"), (Metric::Upgrade, "c1"), (Metric::FirstMessage, "c5")];
+    [(Metric::Connect, "c6"), (Metric::FirstMessage, "c5"), (Metric::Upgrade, "c1")];
 
 fn panel(title: &str, hint: &str, body: Markup) -> Markup {
     html! { section { h2 { (title) } @if !hint.is_empty() { p.hint { (hint) } } (body) } }
@@ -33,6 +33,9 @@ fn panel(title: &str, hint: &str, body: Markup) -> Markup {
 
 /// Latency over 1/(1-p), with objectives and, where given, a baseline.
 pub(super) fn spectrum(result: &RunResult, baseline: Option<&RunResult>) -> Markup {
+    if result.plan.mode == Mode::Connect {
+        return connecting(result, baseline);
+    }
     let hint = "How slow the slowest are. Response latency counts from the intended send time, service time from the \
                 actual one; schedule lag is what the generator itself was late by.";
     let chart = spectrum_chart("spectrum", result, baseline, &PER_MESSAGE, result.plan.headline());
@@ -40,10 +43,10 @@ pub(super) fn spectrum(result: &RunResult, baseline: Option<&RunResult>) -> Mark
 }
 
 /// The same for what opening a connection took.
-pub(super) fn connecting(result: &RunResult) -> Markup {
+pub(super) fn connecting(result: &RunResult, baseline: Option<&RunResult>) -> Markup {
     let hint =
         "What opening a connection took: TCP connect, the 101 response after it, and the first message.";
-    let chart = spectrum_chart("connecting", result, None, &PER_CONNECTION, Metric::Upgrade);
+    let chart = spectrum_chart("connecting", result, baseline, &PER_CONNECTION, Metric::Upgrade);
     chart.map_or(html! {}, |chart| panel("Connect and upgrade spectrum", hint, chart.render()))
 }
 
@@ -74,6 +77,7 @@ fn spectrum_chart(
         })
         .collect();
     let (x_max, y_min, y_max) = extent(&series, &marks);
+    marks.extend(result.recorder(lead).into_iter().flat_map(|recorder| labels(recorder, metrics, lead)));
     let count = result.recorder(lead).map_or(0, |recorder| recorder.count());
     // Beyond this percentile the samples give no 95 % upper bound.
     let surest = count as f64 / -(1.0 - sufficiency::CONFIDENCE).ln();
@@ -93,6 +97,21 @@ fn spectrum_chart(
     })
 }
 
+/// The values people quote, on the line.
+fn labels(recorder: &Recorder, metrics: &[(Metric, &'static str)], lead: Metric) -> Vec<Mark> {
+    let class = metrics.iter().find(|(metric, _)| *metric == lead).map_or("c1", |(_, class)| *class);
+    let samples = recorder.count() as f64;
+    let known = [0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999]
+        .into_iter()
+        .filter(|quantile| samples * (1.0 - quantile) > 1.0);
+    let label = |quantile: f64| {
+        let value_ns = recorder.quantile_ns(quantile);
+        let label = units::latency_ns(value_ns);
+        Mark::Label { x: 1.0 / (1.0 - quantile), y: value_ns as f64, label, class }
+    };
+    known.map(label).collect()
+}
+
 /// The objectives as they were written; those of a file by a newer version are left out.
 fn slos_of(result: &RunResult) -> Vec<Slo> {
     result.slos.iter().filter_map(|slo| slo.expression.parse().ok()).collect()
@@ -105,10 +124,16 @@ fn extent(series: &[Series], marks: &[Mark]) -> (f64, f64, f64) {
         Mark::Horizontal { y, .. } => Some(*y),
         _ => None,
     });
+    let cells = marks.iter().filter_map(|mark| match mark {
+        Mark::Cell { y, .. } => Some(*y),
+        _ => None,
+    });
+    let (cell_min, cell_max) =
+        cells.fold((f64::MAX, 0.0_f64), |(min, max), (low, high)| (min.min(low), max.max(high)));
     let ys = || points().map(|point| point.y).filter(|y| *y > 0.0);
     let x_max = points().map(|point| point.x).fold(1.0, f64::max);
-    let y_max = ys().chain(limits).fold(1.0, f64::max);
-    (x_max, ys().fold(f64::MAX, f64::min).min(y_max), y_max)
+    let y_max = ys().chain(limits).fold(cell_max, f64::max);
+    (x_max, ys().fold(cell_min, f64::min).min(y_max), y_max)
 }
 
 /// A chart over the time of the run.
@@ -118,10 +143,35 @@ struct OverTime {
     height: f64,
     y_label: &'static str,
     format: Format,
-    log: bool,
+    scale: Y,
+}
+
+/// How the y axis of a chart over time is laid out.
+#[derive(Clone, Copy)]
+enum Y {
+    /// From zero.
+    Linear,
+    /// From zero, in whole numbers.
+    Count,
+    /// From zero, round in binary multiples.
+    Octets,
+    /// Around what is there.
+    Log,
+    /// From below one, for counts that are shown as stems.
+    LogCount,
 }
 
 impl OverTime {
+    /// As wide as the page.
+    fn full(id: &'static str, height: f64, y_label: &'static str, format: Format, scale: Y) -> Self {
+        OverTime { id, width: FULL_WIDTH, height, y_label, format, scale }
+    }
+
+    /// One of a pair.
+    fn half(id: &'static str, y_label: &'static str, format: Format, scale: Y) -> Self {
+        OverTime { id, width: HALF_WIDTH, height: LOW, y_label, format, scale }
+    }
+
     /// The chart of these series; `None` where they are all empty.
     fn chart(self, timeline: &[Interval], series: Vec<Series>, mut marks: Vec<Mark>) -> Option<Chart> {
         if series.iter().all(|series| series.points.is_empty()) {
@@ -131,10 +181,12 @@ impl OverTime {
         let ends = timeline.iter().map(|interval| interval.start_ms + interval.length_ms as i64);
         let end_s = ends.max()? as f64 / 1000.0;
         let (_, y_min, y_max) = extent(&series, &marks);
-        let y = if self.log {
-            Axis::log(y_min, y_max, self.y_label, self.format)
-        } else {
-            Axis::linear(y_max, self.y_label, self.format)
+        let y = match self.scale {
+            Y::Linear => Axis::linear(y_max, self.y_label, self.format),
+            Y::Count => Axis::linear(y_max.max(5.0), self.y_label, self.format),
+            Y::Octets => Axis::octets(y_max, self.y_label, self.format),
+            Y::Log => Axis::log(y_min, y_max, self.y_label, self.format),
+            Y::LogCount => Axis::log(0.5, y_max.max(2.0), self.y_label, self.format),
         };
         // Warm-up lies left of zero.
         if start_s < 0.0 {
@@ -157,11 +209,10 @@ impl OverTime {
 }
 
 /// p50, p99, p99.9 and max over time, above the density of all samples.
-pub(super) fn latency_over_time(result: &RunResult) -> Markup {
+pub(super) fn latency_over_time(result: &RunResult, timeline: &[Interval]) -> Markup {
     let metric = result.plan.headline();
-    let timeline = timeline(result);
     let line = |name: &str, class, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
+        over_time(name, class, timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
     };
     let series = vec![
         line("max", "c4", 1.0),
@@ -169,28 +220,23 @@ pub(super) fn latency_over_time(result: &RunResult) -> Markup {
         line("p99", "c5", 0.99),
         line("p50", "c3", 0.5),
     ];
-    let mut marks = density(&timeline, metric);
+    let mut marks = density(timeline, metric);
     for slo in slos_of(result) {
         if let Some(limit) = slo.latency_limit_ns(metric, metric) {
             marks.push(Mark::Horizontal { y: limit, label: format!("objective {slo}"), class: "bad" });
         }
     }
-    let look = OverTime {
-        id: "timeline",
-        width: FULL_WIDTH,
-        height: TALL,
-        y_label: "latency",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::full("timeline", TALL, "latency", units::latency, Y::Log);
     let title = format!("{} over time", capitalised(metric.title()));
     let hint =
         "Percentiles of each interval; behind them all samples, darker where there are more (logarithmic).";
-    look.chart(&timeline, series, marks).map_or(html! {}, |chart| panel(&title, hint, chart.render()))
+    look.chart(timeline, series, marks).map_or(html! {}, |chart| panel(&title, hint, chart.render()))
 }
 
+/// A rate; none for the drain, in which nothing is sent any more.
 fn per_s(interval: &Interval, count: u64) -> Option<f64> {
-    (interval.length_ms > 0).then(|| count as f64 * 1000.0 / interval.length_ms as f64)
+    (interval.length_ms > 0 && interval.phase != Phase::Drain)
+        .then(|| count as f64 * 1000.0 / interval.length_ms as f64)
 }
 
 fn rate_tick(value: f64) -> String {
@@ -198,11 +244,10 @@ fn rate_tick(value: f64) -> String {
 }
 
 /// Offered and achieved rate over time, and errors where there are any.
-pub(super) fn rate_over_time(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn rate_over_time(result: &RunResult, timeline: &[Interval]) -> Markup {
     let connect = result.plan.mode == Mode::Connect;
     let line = |name: &str, class, count: fn(&Interval) -> u64| {
-        over_time(name, class, &timeline, rate_tick, |interval| per_s(interval, count(interval)))
+        over_time(name, class, timeline, rate_tick, |interval| per_s(interval, count(interval)))
     };
     let offered = line("offered", "c8 dashed", |interval| interval.counts.scheduled);
     let mut series = Vec::new();
@@ -219,61 +264,40 @@ pub(super) fn rate_over_time(result: &RunResult) -> Markup {
     if timeline.iter().any(|interval| interval.counts.errors.total() > 0) {
         series.push(line("errors", "c4", |interval| interval.counts.errors.total()));
     }
-    let look = OverTime {
-        id: "rate",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "rate",
-        format: rate_tick,
-        log: false,
-    };
+    let look = OverTime::half("rate", "rate", rate_tick, Y::Linear);
     let hint = "What the schedule offered, and what was done of it.";
-    look.chart(&timeline, series, Vec::new()).map_or(html! {}, |chart| panel("Rate", hint, chart.render()))
+    look.chart(timeline, series, Vec::new()).map_or(html! {}, |chart| panel("Rate", hint, chart.render()))
 }
 
-/// Messages in flight and connections open.
-pub(super) fn in_flight(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+/// Messages in flight, and connections open where their number changed.
+pub(super) fn in_flight(timeline: &[Interval]) -> Markup {
     let whole: Format = |value| units::count(value.round() as u64);
     let line = |name: &str, class, level: fn(&Interval) -> u64| {
-        over_time(name, class, &timeline, whole, |interval| Some(level(interval) as f64))
+        over_time(name, class, timeline, whole, |interval| Some(level(interval) as f64))
     };
-    let series = vec![
-        line("messages in flight", "c2", |interval| interval.in_flight),
-        line("connections open", "c6", |interval| interval.connections_open),
-    ];
-    let look = OverTime {
-        id: "in-flight",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "count",
-        format: whole,
-        log: false,
-    };
+    let mut series = vec![line("messages in flight", "c2", |interval| interval.in_flight)];
+    let loaded = || timeline.iter().filter(|interval| interval.phase != Phase::Ramp);
+    let open = || loaded().map(|interval| interval.connections_open);
+    if open().min() != open().max() {
+        series.push(line("connections open", "c6", |interval| interval.connections_open));
+    }
     let hint = "A rising number of messages in flight is a server that does not keep up.";
-    look.chart(&timeline, series, Vec::new())
-        .map_or(html! {}, |chart| panel("In flight and open", hint, chart.render()))
+    OverTime::half("in-flight", "count", whole, Y::Count)
+        .chart(timeline, series, Vec::new())
+        .map_or(html! {}, |chart| panel("In flight", hint, chart.render()))
 }
 
 /// Broadcast: how far apart the first and the last subscriber are.
-pub(super) fn fan_out(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn fan_out(timeline: &[Interval]) -> Markup {
     let line = |name: &str, class, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| {
+        over_time(name, class, timeline, units::latency, |interval| {
             quantile_of(interval, Metric::Spread, quantile)
         })
     };
     let series = vec![line("max", "c4", 1.0), line("p99", "c5", 0.99), line("p50", "c3", 0.5)];
-    let look = OverTime {
-        id: "spread",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "spread",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::half("spread", "spread", units::latency, Y::Log);
     let hint = "From the first to the last subscriber's receipt of one publication.";
-    look.chart(&timeline, series, Vec::new())
+    look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("First-to-last spread", hint, chart.render()))
 }
 
@@ -282,56 +306,42 @@ fn cpu_tick(value: f64) -> String {
 }
 
 /// CPU of the server.
-pub(super) fn server_cpu(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
-    let cpu = over_time("", "c2", &timeline, cpu_tick, |interval| interval.sample.server_cpu_percent);
-    let look = OverTime {
-        id: "server-cpu",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "CPU",
-        format: cpu_tick,
-        log: false,
-    };
+pub(super) fn server_cpu(timeline: &[Interval]) -> Markup {
+    let cpu = over_time("", "c2", timeline, cpu_tick, |interval| interval.sample.server_cpu_percent);
+    let look = OverTime::half("server-cpu", "CPU", cpu_tick, Y::Linear);
     let hint = "100 % is one core busy.";
-    look.chart(&timeline, vec![cpu], Vec::new())
+    look.chart(timeline, vec![cpu], Vec::new())
         .map_or(html! {}, |chart| panel("Server CPU", hint, chart.render()))
 }
 
 /// Resident memory of the server.
-pub(super) fn server_memory(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
-    let rss = over_time("", "c6", &timeline, units::octets, |interval| {
+pub(super) fn server_memory(timeline: &[Interval]) -> Markup {
+    let rss = over_time("", "c6", timeline, units::octets, |interval| {
         interval.sample.server_rss_octets.map(|octets| octets as f64)
     });
-    let look = OverTime {
-        id: "server-memory",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "RSS",
-        format: units::octets,
-        log: false,
-    };
+    let look = OverTime::half("server-memory", "RSS", units::octets, Y::Octets);
     let hint = "Resident memory; what the kernel holds for sockets is not in it.";
-    look.chart(&timeline, vec![rss], Vec::new())
+    look.chart(timeline, vec![rss], Vec::new())
         .map_or(html! {}, |chart| panel("Server memory", hint, chart.render()))
 }
 
 /// Kernel counters that moved, on the same time axis.
-pub(super) fn kernel(result: &RunResult) -> Markup {
+pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] =
         ["c4 stems", "c2 stems", "c1 stems", "c3 stems", "c5 stems", "c6 stems", "c7 stems", "c8 stems"];
-    let timeline = timeline(result);
-    let mut names: Vec<&String> =
-        timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys()).collect();
+    let moved = timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys());
+    let mut names: Vec<&String> = moved.filter(|name| verdict::is_watched(name)).collect();
     names.sort();
     names.dedup();
-    let whole: Format = |value| format!("+{}", units::count(value.round() as u64));
+    let whole: Format = |value| match value {
+        1.0.. => format!("+{}", units::count(value.round() as u64)),
+        _ => String::new(),
+    };
     let series: Vec<Series> = names
         .iter()
-        .zip(CLASSES)
+        .zip(CLASSES.into_iter().cycle())
         .map(|(name, class)| {
-            over_time(name, class, &timeline, whole, |interval| {
+            over_time(name, class, timeline, whole, |interval| {
                 interval
                     .sample
                     .kernel_deltas
@@ -341,16 +351,9 @@ pub(super) fn kernel(result: &RunResult) -> Markup {
             })
         })
         .collect();
-    let look = OverTime {
-        id: "kernel",
-        width: FULL_WIDTH,
-        height: LOW,
-        y_label: "rise in an interval",
-        format: whole,
-        log: true,
-    };
+    let look = OverTime::full("kernel", LOW, "rise in an interval", whole, Y::LogCount);
     let hint = "Counters that should stand still, and did not. They are the machine's, not this run's alone.";
-    match look.chart(&timeline, series, Vec::new()) {
+    match look.chart(timeline, series, Vec::new()) {
         Some(chart) => panel("Kernel counters that moved", hint, chart.render()),
         None if timeline.is_empty() || result.kernel.counters_after.is_empty() => html! {},
         None => panel("Kernel counters", "", html! { p { "None of the watched counters moved." } }),
@@ -358,10 +361,9 @@ pub(super) fn kernel(result: &RunResult) -> Markup {
 }
 
 /// Generator health: schedule lag and machine hiccups.
-pub(super) fn generator_lag(result: &RunResult) -> Markup {
-    let timeline = timeline(result);
+pub(super) fn generator_lag(timeline: &[Interval]) -> Markup {
     let line = |name: &str, class, metric, quantile| {
-        over_time(name, class, &timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
+        over_time(name, class, timeline, units::latency, |interval| quantile_of(interval, metric, quantile))
     };
     let series = vec![
         line("lag max", "c4", Metric::Lag, 1.0),
@@ -370,23 +372,15 @@ pub(super) fn generator_lag(result: &RunResult) -> Markup {
         line("hiccup p99", "c6 dashed", Metric::Hiccup, 0.99),
     ];
     let series: Vec<Series> = series.into_iter().filter(|series| !series.points.is_empty()).collect();
-    let look = OverTime {
-        id: "lag",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "lateness",
-        format: units::latency,
-        log: true,
-    };
+    let look = OverTime::half("lag", "lateness", units::latency, Y::Log);
     let hint = "Lag: sends behind the schedule. Hiccups: how late a thread woke that only sleeps.";
-    look.chart(&timeline, series, Vec::new())
+    look.chart(timeline, series, Vec::new())
         .map_or(html! {}, |chart| panel("Generator health: lateness", hint, chart.render()))
 }
 
 /// Generator health: CPU of its threads.
-pub(super) fn generator_cpu(result: &RunResult) -> Markup {
+pub(super) fn generator_cpu(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"];
-    let timeline = timeline(result);
     let threads = timeline.iter().map(|interval| interval.thread_cpu_percent.len()).max().unwrap_or(0);
     let name = |thread: usize| match result.generator_threads.get(thread) {
         Some(known) => known.name.clone(),
@@ -394,14 +388,14 @@ pub(super) fn generator_cpu(result: &RunResult) -> Markup {
     };
     let series: Vec<Series> = if threads <= CLASSES.len() {
         let line = |thread: usize| {
-            over_time(&name(thread), CLASSES[thread], &timeline, cpu_tick, |interval| {
+            over_time(&name(thread), CLASSES[thread], timeline, cpu_tick, |interval| {
                 interval.thread_cpu_percent.get(thread).copied()
             })
         };
         (0..threads).map(line).collect()
     } else {
         let line = |name: &str, class, of: fn(&[f64]) -> f64| {
-            over_time(name, class, &timeline, cpu_tick, |interval| {
+            over_time(name, class, timeline, cpu_tick, |interval| {
                 (!interval.thread_cpu_percent.is_empty()).then(|| of(&interval.thread_cpu_percent))
             })
         };
@@ -411,16 +405,9 @@ pub(super) fn generator_cpu(result: &RunResult) -> Markup {
     };
     let marks =
         vec![Mark::Horizontal { y: 90.0, label: "90 %: too busy to be believed".to_owned(), class: "warn" }];
-    let look = OverTime {
-        id: "generator-cpu",
-        width: HALF_WIDTH,
-        height: LOW,
-        y_label: "CPU",
-        format: cpu_tick,
-        log: false,
-    };
+    let look = OverTime::half("generator-cpu", "CPU", cpu_tick, Y::Linear);
     let hint = "100 % is one core busy.";
-    look.chart(&timeline, series, marks)
+    look.chart(timeline, series, marks)
         .map_or(html! {}, |chart| panel("Generator health: CPU", hint, chart.render()))
 }
 

@@ -134,7 +134,7 @@ pub(super) fn density(timeline: &[Interval], metric: Metric) -> Vec<Mark> {
         cells.extend(counts.into_iter().map(|(cell, count)| (x, cell, count)));
     }
     // Logarithmic, so that a handful of slow messages is still seen beside a hundred thousand fast ones.
-    let opacity = |count: u64| 0.10 + 0.75 * ((count as f64).ln_1p() / (most as f64).ln_1p());
+    let opacity = |count: u64| 0.05 + 0.50 * ((count as f64).ln_1p() / (most as f64).ln_1p());
     let edge = |cell: i64| 10_f64.powf(cell as f64 / DENSITY_CELLS_PER_DECADE);
     cells
         .into_iter()

@@ -38,7 +38,11 @@ fn change(value: f64, before: f64) -> String {
     if before == 0.0 {
         return String::new();
     }
-    format!("{:+.1} % on {}", (value / before - 1.0) * 100.0, units::latency(before))
+    let before_text = units::latency(before);
+    match value / before {
+        ratio if ratio >= 3.0 => format!("{ratio:.0} times {before_text}"),
+        ratio => format!("{:+.1} % on {before_text}", (ratio - 1.0) * 100.0),
+    }
 }
 
 /// The objectives, and what they came to.
@@ -66,8 +70,7 @@ fn outcome_class(outcome: SloOutcome) -> &'static str {
 
 /// Everything that was noticed besides what decided the verdict.
 pub(super) fn findings(result: &RunResult) -> Markup {
-    let decided = |finding: &&Finding| finding.cause == result.verdict.cause;
-    let others: Vec<&Finding> = result.verdict.findings.iter().filter(|finding| !decided(finding)).collect();
+    let others: Vec<&Finding> = result.verdict.also_noticed(&result.slos).collect();
     html! { @if !others.is_empty() { section {
         h2 { "Also noticed" }
         ul.findings { @for finding in others {
