@@ -13,7 +13,7 @@ use crate::proto::handshake::{PolicyError, UpgradePolicy};
 /// ws://ADDRESS/ echoes (see --mode), /echo always echoes, /broadcast/ROOM sends every message to everyone
 /// in the room, /healthz answers plain HTTP.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "resound", version, max_term_width = 100)]
+#[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
     /// Where to listen: ADDRESS:PORT, [IPV6]:PORT or unix:PATH. Repeatable. Port 0 takes a free port, and
     /// the line printed at start says which.

@@ -1,8 +1,9 @@
 //! One harness runs every kernel of this CPU against the scalar oracle and compares all of the buffer, not
 //! only the payload: an octet that moved outside it is a failure.
 //!
-//! Under Miri, which is slow, the ranges shrink to the lengths at which the kernels change their ways. Reads outside a slice are invisible to a comparison: there, and under
-//! valgrind, they are found by `a_payload_may_fill_its_allocation`.
+//! Under Miri, which is slow, the ranges shrink to the lengths at which the kernels change their ways. Reads
+//! outside a slice are invisible to a comparison: there, and under valgrind or a sanitizer, they are found
+//! by `a_payload_may_fill_its_allocation`.
 
 use proptest::prelude::*;
 

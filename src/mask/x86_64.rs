@@ -23,7 +23,7 @@ pub(super) fn kernels() -> [(Kernel, bool); 3] {
 }
 
 /// Whether 512-bit vectors are worth their width. Not on Zen 4, which executes them in halves: by
-/// `benches/mask.rs` AVX2 is up to 15% faster there when a payload slides down, and no slower otherwise. Not
+/// `benches/mask.rs` AVX2 is some 15% faster there when a payload slides down, and about even otherwise. Not
 /// on the first CPUs that had them, which lower their clock for them: VBMI2 came after those. That later
 /// ones gain is their makers' word, not measured here.
 fn prefers_avx512() -> bool {

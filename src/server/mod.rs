@@ -21,7 +21,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 pub use metrics::{Counter, Counters};
-pub use simulation::Simulation;
+pub use simulation::{OneWorker, Simulation};
 
 use crate::config::{Config, Io};
 use crate::net::epoll::EpollBackend;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test uses some of it")]
 
+pub(crate) mod client;
+
 use resound::mask::{self, MaskingKey};
 use resound::proto::{FrameHeader, Opcode};
 
