@@ -42,6 +42,7 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> anyhow::Result<RunResult> {
     let signals = Signals::catch()?;
     let (reports_sender, reports) = channel();
+    let began_ns = shared.clock.now_ns();
     let mut threads = Vec::new();
     let mut recycled = Vec::new();
     for index in 0..shared.plan.threads {
@@ -50,7 +51,7 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
         for _ in 0..2 {
             let _ = sender.send(Box::<Slice>::default());
         }
-        let worker = Worker::new(Arc::clone(shared), index, reports_sender.clone(), receiver)
+        let worker = Worker::new(Arc::clone(shared), index, began_ns, reports_sender.clone(), receiver)
             .context("a load thread needs an epoll instance and a timer")?;
         threads.push(spawn(worker, index, core_of(args, index))?);
         recycled.push(sender);
@@ -69,7 +70,7 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
         measured_cpu_ns: vec![0; threads.len()],
         gathering: Gathering::default(),
         beside: Box::default(),
-        closed_ns: 0,
+        closed_ns: began_ns,
         interrupted: false,
         failure: None,
         shared: Arc::clone(shared),
@@ -181,6 +182,7 @@ impl Conductor {
         reports: &Receiver<Report>,
         signals: &Signals,
     ) -> anyhow::Result<(RunResult, Manifest)> {
+        let mut asked = false;
         loop {
             match reports.recv_timeout(LOOK_UP) {
                 Ok(report) => self.take_in(report),
@@ -190,7 +192,7 @@ impl Conductor {
             while self.is_interval_complete() {
                 self.close_interval();
             }
-            if signals.caught.load(Ordering::Relaxed) && !self.interrupted {
+            if signals.caught.load(Ordering::Relaxed) && !std::mem::replace(&mut asked, true) {
                 self.live.say(
                     "ending: the connections are closed, the result so far follows (again: end at once)",
                 );
@@ -241,8 +243,11 @@ impl Conductor {
     }
 
     fn end_early(&mut self) {
-        self.interrupted = true;
-        self.shared.control.end_at(self.shared.clock.now_ns() + LEAD_NS);
+        let end_ns = self.shared.clock.now_ns() + LEAD_NS;
+        if end_ns < self.shared.control.end_ns() {
+            self.interrupted = true;
+            self.shared.control.end_at(end_ns);
+        }
     }
 
     /// Whether every thread that goes on has handed over its part of the next interval.

@@ -167,13 +167,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Thread number `index` of the run.
+    /// Thread number `index` of the run, whose threads all began at `began_ns`.
     ///
     /// # Errors
     /// No epoll or timer could be made.
     pub(super) fn new(
         shared: Arc<Shared>,
         index: u32,
+        began_ns: u64,
         reports: Sender<Report>,
         recycled: Receiver<Box<Slice>>,
     ) -> io::Result<Self> {
@@ -187,7 +188,7 @@ impl Worker {
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(index) << 32);
         let ramp_share = if plan.mode == Mode::Connect { Share { participants: 0, ..share } } else { share };
         let ramp_per_s = if plan.ramp_per_s.is_finite() { plan.ramp_per_s } else { 1e9 };
-        let ramp = Schedule::once(ramp_per_s, ramp_share, shared.clock.now_ns());
+        let ramp = Schedule::once(ramp_per_s, ramp_share, began_ns);
         let subscribers = match plan.mode {
             Mode::Broadcast => (0..members).map(|_| Subscriber::new(plan.publishers)).collect(),
             _ => Vec::new(),
@@ -223,7 +224,7 @@ impl Worker {
             vacant: if plan.mode == Mode::Connect { (0..members).rev().collect() } else { Vec::new() },
             waiting: VecDeque::new(),
             opened: 0,
-            last_cut_ns: 0,
+            last_cut_ns: began_ns,
             cpu_ns: 0,
             spun_ns: 0,
             reports,
@@ -252,7 +253,9 @@ impl Worker {
             if let Some(since_ns) = idle_since_ns.take() {
                 self.spun_ns += now_ns - since_ns;
             }
-            self.cut(now_ns);
+            if self.cut(now_ns) {
+                self.give_up_replies(now_ns);
+            }
             if !self.go_on(now_ns) {
                 self.hand_over(now_ns);
                 return Ok(());
@@ -381,8 +384,10 @@ impl Worker {
     /// Whether everything has come back, or nothing more is awaited.
     fn is_drained(&self, now_ns: u64) -> bool {
         let control = &self.shared.control;
-        if now_ns >= control.end_ns().saturating_add(self.shared.plan.drain_ns) {
-            return true;
+        let until_ns = control.end_ns().saturating_add(self.shared.plan.drain_ns);
+        if now_ns >= until_ns {
+            // What was lost of a broadcast is known once all threads have said what they sent.
+            return control.published().is_some() || now_ns >= until_ns.saturating_add(SECOND_NS);
         }
         match self.shared.plan.mode {
             Mode::Echo => self.book.in_flight <= 0,
@@ -424,14 +429,14 @@ impl Worker {
         }
     }
 
-    /// Hands over what was recorded, if a second or a part of the run is over.
+    /// Hands over what was recorded, if a second or a part of the run is over. Returns whether it was.
     #[inline]
-    pub(super) fn cut(&mut self, now_ns: u64) {
-        loop {
-            let (cut_ns, measure_ns) = self.next_cut();
-            if now_ns < cut_ns {
-                return;
-            }
+    pub(super) fn cut(&mut self, now_ns: u64) -> bool {
+        let (mut cut_ns, mut measure_ns) = self.next_cut();
+        if now_ns < cut_ns {
+            return false;
+        }
+        while now_ns >= cut_ns {
             self.hand_over(cut_ns);
             self.last_cut_ns = cut_ns;
             if cut_ns >= measure_ns {
@@ -440,8 +445,9 @@ impl Worker {
             } else {
                 self.book.record_until_ns = measure_ns;
             }
-            self.give_up_replies(now_ns);
+            (cut_ns, measure_ns) = self.next_cut();
         }
+        true
     }
 
     /// When the next hand-over is due, and when the measured part begins. Every thread comes to the same.
