@@ -116,29 +116,28 @@ impl Composer {
     pub(super) fn compose(&mut self, stamp: Stamp, size: usize, target: &mut Vec<u8>) {
         let key = MaskingKey::from_wire(self.keys.u32(..).to_le_bytes());
         let header = FrameHeader { masking_key: Some(key), ..FrameHeader::message(self.opcode, size) };
-        let mut head = [0; HEADER_LEN_MAX];
-        let head_len = header.write(&mut head);
-        target.extend_from_slice(&head[..head_len]);
+        // Header and stamp are put together on the stack, so that a small message is one copy.
+        let mut front = [0; HEADER_LEN_MAX + TEXT_LEN];
+        let head_len = header.write(&mut front);
 
-        let stamp_len = len_min(self.opcode);
         let start = stamp.filler_start();
+        let stamp_len = len_min(self.opcode);
         let filler = &self.filler[start..start + (size - stamp_len)];
         let fields = stamp.to_octets();
         let mut binary = [0; BINARY_LEN];
         binary[..4].copy_from_slice(&adler32(&fields, filler).to_le_bytes());
         binary[4..].copy_from_slice(&fields);
+        let front_len = head_len + stamp_len;
+        let place = &mut front[head_len..front_len];
         match self.opcode {
             Opcode::Text => {
-                let mut text = [0; TEXT_LEN];
-                let len =
-                    STANDARD_NO_PAD.encode_slice(binary, &mut text).expect("20 octets make 27 characters");
+                let len = STANDARD_NO_PAD.encode_slice(binary, place).expect("20 octets make 27 characters");
                 debug_assert_eq!(len, TEXT_LEN);
-                mask::unmask_append(target, &text, key);
             }
-            _ => {
-                mask::unmask_append(target, &binary, key);
-            }
+            _ => place.copy_from_slice(&binary),
         }
+        mask::unmask_in_place(&mut front[head_len..front_len], key);
+        target.extend_from_slice(&front[..front_len]);
         if !filler.is_empty() {
             mask::unmask_append(target, filler, key.advanced(stamp_len));
         }
