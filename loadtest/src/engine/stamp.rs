@@ -137,7 +137,10 @@ impl Composer {
             _ => place.copy_from_slice(&binary),
         }
         mask::unmask_in_place(&mut front[head_len..front_len], key);
-        target.extend_from_slice(&front[..front_len]);
+        // A copy of constant length needs no call; what is too much goes again.
+        let end = target.len() + front_len;
+        target.extend_from_slice(&front);
+        target.truncate(end);
         if !filler.is_empty() {
             mask::unmask_append(target, filler, key.advanced(stamp_len));
         }
