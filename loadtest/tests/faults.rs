@@ -185,6 +185,19 @@ fn a_server_that_accepts_slowly_shows_in_the_upgrade_and_not_in_the_lag() {
 }
 
 #[test]
+fn a_server_that_leaves_a_thousand_upgrades_unanswered_is_not_asked_for_more() {
+    // The probe and two connections.
+    let server = FaultyServer::start(Faults { served_max: Some(3), ..Faults::default() }).unwrap();
+    let result =
+        run(&server, "-c 5000 --ramp 0 --connect-timeout 300ms --rate 100 -d 500ms --warmup 0s --threads 1");
+    let totals = &result.totals;
+    assert_eq!(totals.upgrades, 2);
+    assert!((1000..3000).contains(&totals.connects), "{}", totals.connects);
+    assert_eq!(totals.errors.of(ErrorKind::UpgradeTimeout), totals.connects - 2);
+    assert_eq!((totals.sent, totals.received), (50, 50), "those that are open are measured");
+}
+
+#[test]
 fn churn_replaces_connections_and_loses_nothing() {
     let server = FaultyServer::start(Faults::default()).unwrap();
     let result = run(&server, "-c 10 --rate 1000 --churn 50 -d 2s --warmup 0s --threads 2");

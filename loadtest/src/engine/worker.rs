@@ -487,7 +487,7 @@ impl Worker {
         let mut worked = false;
         if self.timed_out_count >= CONNECTING_MAX {
             // A server that does not answer so many will not answer the others either.
-            self.ramp.end_at(now_ns);
+            self.ramp.end_at(0);
         }
         while self.ramp.due_ns() <= now_ns && self.connecting.len() < CONNECTING_MAX {
             let slot = self.ramp.member();

@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub reorder_one_in: Option<u64>,
     /// How long it takes to accept a connection.
     pub accept_delay: Duration,
+    /// How many connections it serves; the others it accepts and leaves alone.
+    pub served_max: Option<usize>,
     /// Every message goes to all connections.
     pub broadcast: bool,
     /// What it does instead of a handshake.
@@ -127,13 +129,17 @@ impl Drop for FaultyServer {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut sessions = Vec::new();
+    let (mut sessions, mut unserved) = (Vec::new(), Vec::new());
     for (id, stream) in listener.incoming().enumerate() {
         if shared.stopping.load(Ordering::SeqCst) {
             break;
         }
         std::thread::sleep(shared.faults.accept_delay);
         let Ok(stream) = stream else { continue };
+        if shared.faults.served_max.is_some_and(|max| id >= max) {
+            unserved.push(stream);
+            continue;
+        }
         let shared = Arc::clone(shared);
         let session = std::thread::Builder::new().stack_size(512 << 10).spawn(move || {
             // However it ends, the connection is closed.
