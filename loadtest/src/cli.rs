@@ -29,7 +29,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Drive a server, and say what came of it.
-    Run(RunCommand),
+    Run(Box<RunCommand>),
     /// Print a result again, and write its report.
     Report(ReportArgs),
     /// Make one result of several: generators at once, or repetitions.

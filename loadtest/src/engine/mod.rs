@@ -1,13 +1,73 @@
 //! The engine: everything that makes load and records what came of it.
+//!
+//! ```text
+//! args -> plan -> preflight -> probe -> conductor ── threads ──> worker (one per thread)
+//!                                           |                      |-- schedule   when what is due
+//!            kernel, host, hiccup, live ────+                      |-- links      connections
+//!                                                                  |-- stamp      what messages carry
+//!                                                                  '-- book       what is written down
+//! ```
+//!
+//! A load thread shares nothing while it runs: it hands a slice of records to the conductor once a second.
+//! Start at [`run`], or at [`worker`] for the hot path.
 
 pub mod args;
+mod book;
+mod clock;
+mod conductor;
+mod connection;
+mod control;
+mod hiccup;
+mod host;
+mod integrity;
+mod kernel;
+mod links;
+mod live;
+mod plan;
+mod preflight;
+mod probe;
+mod publications;
+mod schedule;
+mod size;
+mod socket;
+mod sources;
+mod stamp;
+mod target;
+mod upgrade;
+mod worker;
 
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use self::clock::Clock;
+use self::control::Control;
+use self::plan::Plan;
+use self::preflight::Limits;
+use self::upgrade::Upgrade;
+use self::worker::Shared;
 use crate::result::model::RunResult;
 
 /// Drives the server as the flags say. The result is not judged yet (no `slos`, no `verdict`).
 ///
 /// # Errors
 /// One sentence that says why nothing could be measured (bad URL, no server, an impossible plan).
-pub fn run(_args: &args::RunArgs) -> anyhow::Result<RunResult> {
-    anyhow::bail!("this build has no engine")
+pub fn run(args: &args::RunArgs) -> anyhow::Result<RunResult> {
+    let plan = Plan::new(args)?;
+    let limits = Limits::of_this_machine(Path::new("/proc"));
+    let wanted = plan.wanted();
+    let reasons = preflight::check(&wanted, &limits);
+    if !reasons.is_empty() {
+        bail!("this run is impossible here. {}", reasons.join(". Also "));
+    }
+    preflight::raise_nofile(&limits, preflight::descriptors_needed(&wanted));
+    let shared = Arc::new(Shared {
+        clock: Clock::start(),
+        control: Control::new(plan.threads, plan.publishers),
+        upgrade: Upgrade::new(&plan.target, args)?,
+        plan,
+    });
+    let found = probe::probe(&shared)?;
+    conductor::conduct(args, &shared, found)
 }
