@@ -273,11 +273,18 @@ fn a_server_that_is_not_there_is_refused_in_one_line() {
 }
 
 #[test]
+fn a_server_that_declines_compression_is_refused() {
+    let server = FaultyServer::start(Faults::default()).unwrap();
+    let error = try_run(&format!("ws://{}/", server.address), "--rate 10 --deflate").expect_err("declined");
+    let line = format!("{error:#}");
+    assert!(line.contains("declines permessage-deflate") && !line.contains('\n'), "{line}");
+}
+
+#[test]
 fn what_cannot_be_meant_or_done_is_refused_before_anything_is_sent() {
     for (flags, said) in [
         ("--rate 10 --size 19", "at least 20 octets"),
         ("--rate 10 --text --size 20-100", "at least 27 octets"),
-        ("--rate 10 --deflate", "not supported yet"),
         ("--max --mode connect", "--rate"),
         ("--rate 10 --churn 5 --mode broadcast", "--churn"),
         ("--rate 10 -c 2 --publishers 3 --mode broadcast", "only 2 connections"),

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use resound::proto::handshake::{HandshakeLimits, HeadScanner, Request, UpgradePolicy};
-use resound::proto::{Connection, Handler, Limits, Message, Replies, Reply, State};
+use resound::proto::{Codecs, Connection, Handler, Limits, Message, Replies, Reply, State};
 
 /// What the server does wrong. The default does nothing wrong.
 #[derive(Clone, Debug, Default)]
@@ -190,11 +190,12 @@ impl<'a> Session<'a> {
         }
         let limits = Limits { message_size_max: 64 << 20, fragments_max: 1024 };
         let (mut connection, mut replies) = (Connection::server(), Replies::default());
+        let mut codecs = Codecs::default();
         let mut answer = Answer { shared: self.shared, out: Vec::new(), held: None };
         loop {
             self.wait_out_a_stall();
             let octets = &mut self.buffer[..frames_len];
-            let outcome = connection.receive(octets, 0, &limits, &mut replies, &mut answer);
+            let outcome = connection.receive(octets, 0, &limits, &mut codecs, &mut replies, &mut answer);
             let control = replies.to_vec(&self.buffer);
             if self.shared.faults.instead != Some(Instead::Swallow) {
                 self.send(&answer.out)?;
