@@ -90,10 +90,16 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(8..=1000), help_heading = "Limits")]
     pub headers_max: u16,
 
-    /// The receive buffer of each worker in octets, shared by its connections. The default fits a core's
-    /// second-level cache and holds a burst of pipelined messages.
+    /// The most octets received from a connection at once. On epoll the size of the one receive buffer that
+    /// a worker's connections share, on io_uring the size of each of --receive-buffers. The default fits a
+    /// core's second-level cache and holds a burst of pipelined messages.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
     pub receive_buffer_bytes: u32,
+
+    /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory
+    /// is used only as far as messages have filled them.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = power_of_two, help_heading = "Limits")]
+    pub receive_buffers: u16,
 
     /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
@@ -134,6 +140,15 @@ pub enum Io {
     Auto,
     /// epoll.
     Epoll,
+    /// io_uring (Linux 6.1 or newer).
+    Uring,
+}
+
+fn power_of_two(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(count) if count.is_power_of_two() => Ok(count),
+        _ => Err("expected a power of two up to 32768".into()),
+    }
 }
 
 /// What happens to a room's member that does not keep up.
