@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
+use crate::net::uring::{Submit, UringOptions};
 use crate::proto::Limits;
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
 
@@ -13,7 +14,7 @@ use crate::proto::handshake::{PolicyError, UpgradePolicy};
 /// ws://ADDRESS/ echoes (see --mode), /echo always echoes, /broadcast/ROOM sends every message to everyone
 /// in the room, /healthz answers plain HTTP.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "resound", version, max_term_width = 100)]
+#[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
     /// Where to listen: ADDRESS:PORT, [IPV6]:PORT or unix:PATH. Repeatable. Port 0 takes a free port, and
     /// the line printed at start says which.
@@ -95,6 +96,10 @@ pub struct Config {
     /// core's second-level cache and holds a burst of pipelined messages.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
     pub receive_buffer_bytes: u32,
+
+    /// Which sends are submitted to the ring instead of being a call each (io_uring only).
+    #[arg(long, value_enum, default_value_t = Submit::Publications, help_heading = "Serving")]
+    pub uring_submit: Submit,
 
     /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory
     /// is used only as far as messages have filled them.
@@ -184,6 +189,16 @@ impl Config {
     pub fn send_queue_bytes_max(&self) -> usize {
         self.send_queue_bytes_max
             .unwrap_or(self.message_size_max as usize + (4 << 20) + self.receive_buffer_bytes as usize)
+    }
+
+    /// What each worker's ring is made of.
+    pub fn uring_options(&self) -> UringOptions {
+        UringOptions {
+            buffer_count: self.receive_buffers,
+            buffer_bytes: self.receive_buffer_bytes,
+            completions: 8192,
+            submit: self.uring_submit,
+        }
     }
 
     /// The limits that the protocol core applies.

@@ -11,6 +11,7 @@
 pub mod epoll;
 mod listen;
 mod queue;
+pub mod sim;
 #[allow(unsafe_code)]
 pub mod uring;
 

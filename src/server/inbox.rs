@@ -88,10 +88,10 @@ impl Inbox {
     }
 
     fn wake(&self) {
-        if self.parked.swap(false, SeqCst) {
-            if let Some(waker) = self.waker.get() {
-                waker.wake();
-            }
+        if self.parked.swap(false, SeqCst)
+            && let Some(waker) = self.waker.get()
+        {
+            waker.wake();
         }
     }
 }

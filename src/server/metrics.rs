@@ -69,7 +69,8 @@ counters! {
     transport_errors_total,
     /// Messages published to a room.
     published_total,
-    /// Messages handed to a room's members on this worker, counted for each member.
+    /// Messages handed to a room's members on this worker, counted for each member; also those that were
+    /// dropped from its queue again.
     delivered_total,
     /// Messages that a member missed because its send queue was full, counted for each member.
     slow_consumer_dropped_total,

@@ -11,6 +11,7 @@ mod hub;
 mod inbox;
 mod metrics;
 mod session;
+mod simulation;
 mod worker;
 
 use std::io;
@@ -20,10 +21,11 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 pub use metrics::{Counter, Counters};
+pub use simulation::Simulation;
 
 use crate::config::{Config, Io};
 use crate::net::epoll::EpollBackend;
-use crate::net::uring::{self, UringBackend, UringOptions};
+use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
 use hub::Directory;
@@ -253,8 +255,7 @@ fn work(
     ready: mpsc::Sender<(usize, io::Result<()>)>,
 ) -> io::Result<()> {
     let config = &shared.config;
-    let options =
-        UringOptions { buffer_count: config.receive_buffers, buffer_bytes: config.receive_buffer_bytes };
+    let options = config.uring_options();
     let (result, uring) = match config.io {
         Io::Epoll => (Ok(()), None),
         Io::Auto | Io::Uring => match UringBackend::new(&options) {

@@ -108,6 +108,10 @@ impl<B: Backend> Worker<B> {
         Ok(!self.drained())
     }
 
+    pub(super) fn backend(&self) -> &B {
+        &self.backend
+    }
+
     fn inbox(&self) -> &Inbox {
         &self.shared.inboxes[self.index]
     }

@@ -52,6 +52,23 @@ pub struct UringOptions {
     pub buffer_count: u16,
     /// Octets in each of them.
     pub buffer_bytes: u32,
+    /// Completions that fit the ring. The kernel keeps what does not, at the price of ending multishots.
+    /// Half as many where locked memory is short, down to 512.
+    pub completions: u32,
+    /// What is submitted, instead of being sent by a call of its own.
+    pub submit: Submit,
+}
+
+/// Which sends are submissions. One submission is cheaper than one call, but its octets have to stay where
+/// they are until it has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Submit {
+    /// None.
+    Nothing,
+    /// Those of publications, whose octets stay anyway.
+    Publications,
+    /// Replies too: a receive buffer goes back to the kernel only when its reply is sent.
+    All,
 }
 
 /// Why io_uring cannot be used here.
@@ -78,6 +95,7 @@ pub struct UringBackend {
     ring: Ring,
     buffers: Buffers,
     waker: Arc<EventFd>,
+    submit: Submit,
     now: Instant,
     connections: Slab<Connection>,
     generation: u32,
@@ -172,6 +190,12 @@ enum Receive {
 enum Submitted {
     Nothing,
     Publication(Rc<Publication>),
+    /// From `start` on.
+    Reply {
+        buffer: Buffer,
+        start: u32,
+        len: u32,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -204,7 +228,7 @@ impl UringBackend {
     /// io_uring cannot be used here.
     pub fn new(options: &UringOptions) -> Result<Self, Unavailable> {
         let failed = |operation| move |source| Unavailable { operation, source };
-        let mut ring = Ring::new().map_err(failed("io_uring_setup"))?;
+        let mut ring = Ring::new(options.completions).map_err(failed("io_uring_setup"))?;
         let bytes = options.buffer_bytes as usize;
         // SAFETY: `buffers` is declared after `ring` in this function's result, and here is dropped without
         // any operation in flight on it but the self-test's, which ends with its ring.
@@ -217,6 +241,7 @@ impl UringBackend {
             ring,
             buffers,
             waker,
+            submit: options.submit,
             now: Instant::now(),
             connections: Slab::new(),
             generation: 0,
@@ -475,22 +500,31 @@ impl UringBackend {
     fn sent_on(&mut self, index: u32, result: i32) {
         let connection = &mut self.connections[index as usize];
         let submitted = std::mem::replace(&mut connection.submitted, Submitted::Nothing);
-        let Submitted::Publication(publication) = submitted else {
-            unreachable!("a send completes once");
-        };
-        if connection.ended {
-            return self.settle(index);
-        }
         let result =
             if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as usize) };
-        match sent(result) {
-            Ok(len) => {
-                if len < publication.octets.len() {
-                    let queue = connection.queue.get_or_insert_default();
-                    queue.push_front(Chunk::Shared(publication), len);
+        let result = sent(result);
+        if let (Ok(done), false) = (&result, connection.ended) {
+            let rest = match &submitted {
+                Submitted::Publication(publication) if *done < publication.octets.len() => {
+                    Some((Chunk::Shared(publication.clone()), *done))
                 }
-                self.flush(index);
+                Submitted::Reply { buffer, start, len } if *done < *len as usize => {
+                    let reply = *start as usize..(*start + *len) as usize;
+                    Some((Chunk::from(self.buffers.octets(buffer)[reply][*done..].to_vec()), 0))
+                }
+                _ => None,
+            };
+            if let Some((chunk, done)) = rest {
+                connection.queue.get_or_insert_default().push_front(chunk, done);
             }
+        }
+        let ended = connection.ended;
+        if let Submitted::Reply { buffer, .. } = submitted {
+            self.buffers.release(buffer);
+        }
+        match result {
+            _ if ended => self.settle(index),
+            Ok(_) => self.flush(index),
             Err(error) => self.end(index, Some(error)),
         }
     }
@@ -659,12 +693,27 @@ impl Backend for UringBackend {
         if connection.ended || (range.is_empty() && between.is_empty()) {
             return;
         }
+        let (is_clear, mut done) = (connection.is_clear(), 0);
+        if self.submit == Submit::All && is_clear && between.is_empty() {
+            match std::mem::replace(&mut self.current, Current::Nothing) {
+                Current::Buffer(buffer) => {
+                    let octets: *const [u8] = &self.buffers.octets(&buffer)[range.clone()];
+                    let (start, len) = (range.start as u32, range.len() as u32);
+                    connection.submitted = Submitted::Reply { buffer, start, len };
+                    let fd = connection.socket.as_raw_fd();
+                    // SAFETY: the buffer is given back, and its octets may change, only when the completion
+                    // was taken.
+                    unsafe { self.ring.send(fd, octets, join(Op::Send, conn.index, conn.generation)) };
+                    return;
+                }
+                current => self.current = current,
+            }
+        }
         let octets: &[u8] = match &mut self.current {
             Current::Nothing => &[],
             Current::Buffer(buffer) => self.buffers.octets(buffer),
             Current::SetAside(octets) => octets,
         };
-        let (is_clear, mut done) = (connection.is_clear(), 0);
         if is_clear {
             let result = if between.is_empty() {
                 connection.socket.send_with_flags(&octets[range.clone()], SEND_FLAGS)
@@ -697,11 +746,12 @@ impl Backend for UringBackend {
 
     #[inline]
     fn send(&mut self, conn: ConnId, chunk: Chunk) {
+        let submits = self.submit != Submit::Nothing;
         let Some(connection) = self.live(conn) else { return };
         let mut start = 0;
         if connection.is_clear() {
             match chunk {
-                Chunk::Shared(publication) if !publication.octets.is_empty() => {
+                Chunk::Shared(publication) if submits => {
                     let octets: *const [u8] = publication.octets.as_slice();
                     connection.submitted = Submitted::Publication(publication);
                     let fd = connection.socket.as_raw_fd();
@@ -727,6 +777,7 @@ impl Backend for UringBackend {
         let submitted = match &connection.submitted {
             Submitted::Nothing => 0,
             Submitted::Publication(publication) => publication.octets.len(),
+            Submitted::Reply { len, .. } => *len as usize,
         };
         submitted + connection.queue.as_ref().map_or(0, |queue| queue.len())
     }
@@ -852,4 +903,139 @@ fn split(user_data: u64) -> (Op, u32, u32) {
         _ => Op::Cancel,
     };
     (op, user_data as u32, (user_data >> 32) as u32 & GENERATION_MASK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Endpoint, bind};
+    use std::net::{SocketAddr, TcpStream};
+
+    fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
+        let mut backend = match UringBackend::new(&options) {
+            Ok(backend) => backend,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "{error}");
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        };
+        let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
+        let (Endpoint::Tcp(address), listeners) = bind(&any, 1024, 1).unwrap() else { unreachable!() };
+        backend.listen(listeners).unwrap();
+        Some((backend, address))
+    }
+
+    const OPTIONS: UringOptions =
+        UringOptions { buffer_count: 8, buffer_bytes: 4096, completions: 512, submit: Submit::All };
+
+    /// Echoes until `count` connections have closed.
+    fn echo(backend: &mut UringBackend, count: usize) {
+        let (mut closed, mut open) = (0, std::collections::HashSet::new());
+        while closed < count {
+            backend.wait(Some(Duration::from_secs(10))).unwrap();
+            while let Some(completion) = backend.next() {
+                match completion {
+                    Completion::Accepted(conn) => assert!(open.insert(conn), "{conn:?} twice"),
+                    Completion::Received(conn) => {
+                        let len = backend.received().len();
+                        backend.reply(conn, 0..len, Vec::new());
+                    }
+                    Completion::Eof(conn) => backend.finish(conn),
+                    Completion::Closed(conn, error) => {
+                        assert!(open.remove(&conn), "{conn:?} closed twice");
+                        assert!(error.is_none(), "{error:?}");
+                        closed += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(open.is_empty());
+    }
+
+    #[test]
+    fn completions_that_do_not_fit_the_ring_are_not_lost() {
+        let Some((mut backend, address)) = backend(UringOptions { completions: 8, ..OPTIONS }) else {
+            return;
+        };
+        let count = 200;
+        let clients = std::thread::spawn(move || {
+            let mut streams: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
+            for stream in &mut streams {
+                stream.write_all(b"across").unwrap();
+            }
+            for stream in &mut streams {
+                let mut got = [0; 6];
+                stream.read_exact(&mut got).unwrap();
+                assert_eq!(&got, b"across");
+                stream.shutdown(Shutdown::Write).unwrap();
+            }
+            streams.iter_mut().all(|stream| stream.read(&mut [0]).unwrap() == 0)
+        });
+        echo(&mut backend, count);
+        assert!(clients.join().unwrap());
+    }
+
+    #[test]
+    fn a_backend_dropped_with_operations_in_flight_ends_them() {
+        let Some((mut backend, address)) = backend(OPTIONS) else { return };
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"x").unwrap();
+        let conn = loop {
+            backend.wait(Some(Duration::from_secs(10))).unwrap();
+            match std::iter::from_fn(|| backend.next()).last() {
+                Some(Completion::Received(conn)) => break conn,
+                _ => {}
+            }
+        };
+        // One send is submitted and not in the kernel yet, and what follows it is queued.
+        for _ in 0..2 {
+            let octets = Arc::new(vec![b'y'; 100]);
+            backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1 })));
+        }
+        assert_eq!(backend.queued(conn), 200);
+        drop(backend);
+        let mut got = Vec::new();
+        // The descriptor is closed: FIN, not silence.
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, [b'y'; 100]);
+        TcpStream::connect(address).expect_err("nobody listens any more");
+    }
+
+    #[test]
+    fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
+        let Some((mut backend, address)) = backend(OPTIONS) else { return };
+        for _ in 0..3 {
+            let _client = TcpStream::connect(address).unwrap();
+            let (mut accepted, mut closed) = (None, Vec::new());
+            while closed.is_empty() {
+                backend.wait(Some(Duration::from_secs(10))).unwrap();
+                while let Some(completion) = backend.next() {
+                    match completion {
+                        Completion::Accepted(conn) => {
+                            accepted = Some(conn);
+                            // The send is in flight, then the queue waits for a full socket.
+                            for _ in 0..2 {
+                                let octets = Arc::new(vec![b'y'; 32 << 20]);
+                                let publication = Publication { octets, messages: 1 };
+                                backend.send(conn, Chunk::Shared(Rc::new(publication)));
+                            }
+                        }
+                        Completion::Closed(conn, _) => closed.push(conn),
+                        _ => {}
+                    }
+                }
+                if let Some(conn) = accepted.filter(|_| closed.is_empty())
+                    && !backend.connections[conn.index as usize].ended
+                    && backend.connections[conn.index as usize].polls
+                {
+                    backend.close(conn);
+                    backend.close(conn);
+                    assert_eq!(backend.queued(conn), 0);
+                }
+            }
+            assert_eq!(closed, [accepted.unwrap()]);
+        }
+    }
 }

@@ -14,8 +14,6 @@ use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter,
 
 /// Submissions that fit the ring; a turn with more of them enters the kernel more than once.
 const SUBMISSIONS: u32 = 1024;
-/// Completions that fit the ring. The kernel keeps what does not, at the price of ending multishots.
-const COMPLETIONS: u32 = 8192;
 /// With less memory than for this many completions there is no point in io_uring.
 const COMPLETIONS_MIN: u32 = 512;
 /// How long the end of a ring may take, in waits of [`CANCEL_WAIT`].
@@ -50,10 +48,9 @@ impl Drop for Owner {
 
 impl Ring {
     /// A ring for the calling thread, which alone may use it. Where locked memory is short it is smaller.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut completions = COMPLETIONS;
+    pub(super) fn new(mut completions: u32) -> io::Result<Self> {
         let ring = loop {
-            let submissions = SUBMISSIONS.min(completions / 4);
+            let submissions = SUBMISSIONS.min(completions / 2);
             match build(submissions, completions) {
                 Ok(ring) => break ring,
                 Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && completions > COMPLETIONS_MIN => {

@@ -74,7 +74,8 @@ pub(super) struct Head<'a> {
 impl HeadScanner {
     /// Looks for the end of the head. `octets` must be those of the call before, and more.
     ///
-    /// `None` if it is not there yet; a limit is enforced as soon as the octet that breaks it is there.
+    /// `None` if it is not there yet; a limit is enforced as soon as the octet that breaks it is there. Once
+    /// there is another answer, it stays the same.
     pub(super) fn parse<'a>(
         &mut self,
         octets: &'a [u8],
@@ -89,7 +90,8 @@ impl HeadScanner {
 
     fn find_end(&mut self, octets: &[u8], limits: &HandshakeLimits) -> Result<Option<usize>, HeadError> {
         let octets = &octets[..octets.len().min(limits.head_bytes_max)];
-        let from = self.scanned_len.min(octets.len());
+        assert!(self.scanned_len <= octets.len(), "a head grows between two calls");
+        let from = self.scanned_len;
         for lf in memchr::memchr_iter(b'\n', &octets[from..]) {
             let lf = from + lf;
             self.check_start_line(&octets[..=lf], limits)?;
@@ -104,7 +106,8 @@ impl HeadScanner {
                 }
                 Some(_) => self.header_count += 1,
             }
-            self.line_at = lf + 1;
+            // Both together: whatever ends this loop is found again by another call.
+            (self.line_at, self.scanned_len) = (lf + 1, lf + 1);
         }
         self.scanned_len = octets.len();
         self.check_start_line(octets, limits)?;

@@ -54,16 +54,14 @@ struct Run {
     /// Several are separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "50/20/1")]
     workloads: Vec<String>,
-    /// Which servers, of loop-epoll, loop-uring, raw-epoll, raw-uring, echo-epoll and echo-uring.
+    /// Which servers, of loop-epoll, loop-uring, raw-epoll, raw-uring, echo-epoll and echo-uring; resound's
+    /// may have further flags after a space.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "loop-epoll,loop-uring,raw-epoll,raw-uring,echo-epoll,echo-uring"
     )]
     servers: Vec<String>,
-    /// Further flags for resound on io_uring, separated by spaces.
-    #[arg(long, default_value = "", allow_hyphen_values = true)]
-    uring_flags: String,
     /// Leave out the head of the table.
     #[arg(long)]
     no_head: bool,
@@ -77,12 +75,13 @@ struct Workload {
     in_flight: usize,
 }
 
-/// One server in one repetition. Everything but `per_second` is for each message.
+/// One server in one repetition. `cpu_us` and `switches` are for each message.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     cpu_us: f64,
-    /// The part of the ticks that was the user's.
-    user_share: f64,
+    /// Ticks of the whole sample: too coarse for one, so they are added up.
+    user_ticks: f64,
+    system_ticks: f64,
     switches: f64,
     per_second: f64,
 }
@@ -144,7 +143,8 @@ impl Run {
             print_row(&workload.name, name, samples, calls);
         }
         let at = |name: &str| names.iter().position(|other| *other == name);
-        for (over, under) in [
+        let variants = names.iter().filter_map(|name| name.split_once(' ').map(|(plain, _)| (*name, plain)));
+        for (over, under) in variants.chain([
             ("raw-epoll", "loop-epoll"),
             ("raw-uring", "loop-uring"),
             ("echo-epoll", "raw-epoll"),
@@ -152,7 +152,7 @@ impl Run {
             ("loop-uring", "loop-epoll"),
             ("raw-uring", "raw-epoll"),
             ("echo-uring", "echo-epoll"),
-        ] {
+        ]) {
             if let (Some(over_at), Some(under_at)) = (at(over), at(under)) {
                 let mut all: Vec<f64> = samples[over_at]
                     .iter()
@@ -173,9 +173,9 @@ impl Run {
         if let "loop-epoll" | "loop-uring" = name {
             return Server::start(&std::env::current_exe()?, &[name.to_owned()], self.server_core);
         }
-        let (mode, io) = name.split_once('-').with_context(|| format!("--servers {name}"))?;
+        let (plain, more) = name.split_once(' ').unwrap_or((name, ""));
+        let (mode, io) = plain.split_once('-').with_context(|| format!("--servers {name}"))?;
         let flags = format!("--mode {mode} --io {io} --workers 1 --listen 127.0.0.1:0 --log warn");
-        let more = if io == "uring" { self.uring_flags.as_str() } else { "" };
         let flags: Vec<String> = flags.split(' ').chain(more.split_whitespace()).map(str::to_owned).collect();
         Server::start(&self.resound, &flags, self.server_core)
     }
@@ -207,10 +207,10 @@ fn sample(server: &Server, client: &mut Client, duration: Duration) -> anyhow::R
     let after = server.usage()?;
     let messages = messages as f64;
     let difference = |field: fn(&Usage) -> u64| (field(&after) - field(&before)) as f64;
-    let (user, system) = (difference(|usage| usage.user_ticks), difference(|usage| usage.system_ticks));
     Ok(Sample {
         cpu_us: difference(|usage| usage.cpu_ns) / 1000.0 / messages,
-        user_share: user / (user + system).max(1.0),
+        user_ticks: difference(|usage| usage.user_ticks),
+        system_ticks: difference(|usage| usage.system_ticks),
         switches: difference(|usage| usage.switches) / messages,
         per_second: messages / elapsed.as_secs_f64(),
     })
@@ -244,7 +244,9 @@ fn system_calls(server: &Server, client: &mut Client, duration: Duration) -> any
 fn print_row(workload: &str, name: &str, samples: &[Sample], calls: Option<f64>) {
     let median = |field: fn(&Sample) -> f64| spread(&mut samples.iter().map(field).collect::<Vec<_>>());
     let (low, cpu, high) = median(|sample| sample.cpu_us);
-    let user = median(|sample| sample.user_share).1;
+    let total = |field: fn(&Sample) -> f64| samples.iter().map(field).sum::<f64>();
+    let (user, system) = (total(|sample| sample.user_ticks), total(|sample| sample.system_ticks));
+    let user = user / (user + system).max(1.0);
     let calls = calls.map_or("not counted".to_owned(), |calls| format!("{calls:.3}"));
     println!(
         "| {workload} | {name} | {cpu:.3} | {:.3}, {:.3} | {low:.3} to {high:.3} | {:.0} | {:.4} | {calls} |",

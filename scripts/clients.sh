@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Real clients against the release binary: Python's websockets, node's ws, and a headless Chromium; echo and
+# broadcast, text and binary, 0 octets to 16 MiB. The checks themselves are in tests/clients.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+usage() {
+    cat <<EOF
+usage: scripts/clients.sh [FLAG...] [python] [node] [browser]      (default: all three)
+  --io NAME       the server's --io: auto, epoll or uring (default epoll)
+  --workers N     the server's --workers (default 2, so that rooms span workers)
+  --deflate       offer permessage-deflate, and require it
+  --bin PATH      a server binary that is built already
+Exit status: 0 when every check of every client holds, 1 otherwise.
+EOF
+}
+
+io=epoll workers=2 deflate=() chosen=()
+while (($#)); do
+    case $1 in
+    --deflate) deflate=(--deflate) ;;
+    --help | -h)
+        usage
+        exit 0
+        ;;
+    --io | --workers | --bin)
+        [[ -n ${2:-} ]] || die "$1 needs a value (see --help)"
+        case $1 in
+        --io) io=$2 ;;
+        --workers) workers=$2 ;;
+        --bin) RESOUND=$2 ;;
+        esac
+        shift
+        ;;
+    python | node | browser) chosen+=("$1") ;;
+    *) die "unknown argument '$1' (see --help)" ;;
+    esac
+    shift
+done
+((${#chosen[@]})) || chosen=(python node browser)
+clients=$REPO/tests/clients
+logs=$REPO/target/clients
+
+with_python() {
+    "$VENV/bin/python" "$clients/websockets_client.py" "$SERVER_URL" "${deflate[@]}" \
+        --subprotocol chat.v1 --subprotocol chat.v2 --terminate "$SERVER_PID"
+}
+
+with_node() {
+    "${NODE[@]}" "$clients/ws_client.js" "$SERVER_URL" "${deflate[@]}"
+}
+
+with_browser() {
+    python3 "$clients/browser.py" "$CHROMIUM" "$SERVER_URL" "${deflate[@]}"
+}
+
+# Everything is installed before the first server starts.
+prepare() {
+    case $1 in
+    python) need_python websockets -r "$clients/requirements.txt" ;;
+    node)
+        need_node
+        if ! cmp -s "$clients/package-lock.json" "$clients/node_modules/installed"; then
+            say "installing ws into tests/clients/node_modules"
+            (cd "$clients" && "${NPM[@]}" ci --silent --no-audit --no-fund) || die "npm could not install ws"
+            cp "$clients/package-lock.json" "$clients/node_modules/installed"
+        fi
+        ;;
+    browser)
+        CHROMIUM=$(find_chromium)
+        if [[ -z $CHROMIUM ]]; then
+            need_debian "a Chromium" chromium-headless-shell
+            CHROMIUM=$(find_chromium)
+        fi
+        ;;
+    esac
+}
+
+find_chromium() {
+    command -v chromium-headless-shell chromium chromium-browser google-chrome | head -n 1 || true
+}
+
+trap 'server_stop || true' EXIT
+mkdir -p "$logs"
+for client in "${chosen[@]}"; do prepare "$client"; done
+need_resound
+failed=() counted=()
+for client in "${chosen[@]}"; do
+    server_start "$logs/$client-$io.log" --io "$io" --workers "$workers" --subprotocol chat.v1 --subprotocol chat.v2
+    say "$client against $SERVER_URL (--io $io --workers $workers)"
+    "with_$client" 2>&1 | tee "$logs/$client-$io.out" || failed+=("$client")
+    counted+=("$(tail -n 1 "$logs/$client-$io.out")")
+    ended=0
+    server_stop || ended=$?
+    if ((ended)); then
+        say "FAILED  the server exited with $ended after SIGTERM, expected 0; its log: $SERVER_LOG"
+        failed+=("the server's exit after $client")
+    fi
+done
+note "--io $io: $(printf '%s; ' "${counted[@]}" | sed 's/; $//')"
+((${#failed[@]} == 0)) || die "failed: ${failed[*]}"

