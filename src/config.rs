@@ -98,7 +98,7 @@ pub struct Config {
     pub receive_buffer_bytes: u32,
 
     /// Which sends are submitted to the ring instead of being a call each (io_uring only).
-    #[arg(long, value_enum, default_value_t = Submit::Publications, help_heading = "Serving")]
+    #[arg(long, value_enum, default_value_t = Submit::All, help_heading = "Serving")]
     pub uring_submit: Submit,
 
     /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory

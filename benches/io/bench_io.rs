@@ -31,6 +31,8 @@ enum Task {
     LoopEpoll,
     /// Serve raw TCP echo with a minimal loop on io_uring.
     LoopUring,
+    /// The same with direct descriptors.
+    LoopUringDirect,
 }
 
 #[derive(clap::Args)]
@@ -54,7 +56,7 @@ struct Run {
     /// Several are separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "50/20/1")]
     workloads: Vec<String>,
-    /// Which servers, of loop-epoll, loop-uring, raw-epoll, raw-uring, echo-epoll and echo-uring; resound's
+    /// Which servers, of loop-epoll, loop-uring, loop-uring-direct, raw-epoll, raw-uring, echo-epoll and echo-uring; resound's
     /// may have further flags after a space.
     #[arg(
         long,
@@ -90,7 +92,8 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Task::Run(run) => run.run(),
         Task::LoopEpoll => loops::epoll(),
-        Task::LoopUring => loops::uring(),
+        Task::LoopUring => loops::uring(false),
+        Task::LoopUringDirect => loops::uring(true),
     }
 }
 
@@ -147,6 +150,7 @@ impl Run {
         for (over, under) in variants.chain([
             ("raw-epoll", "loop-epoll"),
             ("raw-uring", "loop-uring"),
+            ("loop-uring-direct", "loop-uring"),
             ("echo-epoll", "raw-epoll"),
             ("echo-uring", "raw-uring"),
             ("loop-uring", "loop-epoll"),
@@ -170,7 +174,7 @@ impl Run {
     }
 
     fn start(&self, name: &str) -> anyhow::Result<Server> {
-        if let "loop-epoll" | "loop-uring" = name {
+        if name.starts_with("loop-") {
             return Server::start(&std::env::current_exe()?, &[name.to_owned()], self.server_core);
         }
         let (plain, more) = name.split_once(' ').unwrap_or((name, ""));

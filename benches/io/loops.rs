@@ -5,13 +5,15 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd as _;
 
-use io_uring::types::{BufRingEntry, Fd};
+use io_uring::types::{BufRingEntry, Fd, Fixed};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 const BUFFER_LEN: usize = 256 << 10;
 const BUFFERS: usize = 64;
 const EVENTS: usize = 1024;
 const ACCEPT: u64 = u64::MAX;
+const CLOSE: u64 = u64::MAX - 1;
+const DIRECT_MAX: u32 = 8192;
 
 fn listener() -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -64,8 +66,9 @@ pub(crate) fn epoll() -> anyhow::Result<()> {
     }
 }
 
-/// Multishot accept and receive into provided buffers, and a send submission from the buffer.
-pub(crate) fn uring() -> anyhow::Result<()> {
+/// Multishot accept and receive into provided buffers, and a send submission from the buffer. With `direct`,
+/// sockets are the ring's own and never get a descriptor.
+pub(crate) fn uring(direct: bool) -> anyhow::Result<()> {
     let listener = listener()?;
     let mut ring: IoUring = IoUring::builder()
         .setup_single_issuer()
@@ -101,7 +104,30 @@ pub(crate) fn uring() -> anyhow::Result<()> {
     (0..BUFFERS as u16).for_each(&mut give);
     let (mut submitter, mut sq, mut cq) = ring.split();
     submitter.register_ring_fd()?;
-    let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build().user_data(ACCEPT);
+    if direct {
+        submitter.register_files_sparse(DIRECT_MAX)?;
+    }
+    let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd()))
+        .allocate_file_index(direct)
+        .build()
+        .user_data(ACCEPT);
+    let receive = |socket: u64| {
+        let receive = if direct {
+            opcode::RecvMulti::new(Fixed(socket as u32), 0)
+        } else {
+            opcode::RecvMulti::new(Fd(socket as i32), 0)
+        };
+        receive.build().user_data(socket)
+    };
+    let send = |socket: u64, octets: u64, len: u32| {
+        let octets = octets as *const u8;
+        let send = if direct {
+            opcode::Send::new(Fixed(socket as u32), octets, len)
+        } else {
+            opcode::Send::new(Fd(socket as i32), octets, len)
+        };
+        send.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build()
+    };
     // SAFETY (here and below): the memory is the mapping, which lives as long as the process.
     unsafe { sq.push(&accept)? };
     loop {
@@ -113,20 +139,21 @@ pub(crate) fn uring() -> anyhow::Result<()> {
         cq.sync();
         for completion in &mut cq {
             let (user_data, result) = (completion.user_data(), completion.result());
-            let entry = if user_data == ACCEPT {
-                opcode::RecvMulti::new(Fd(result), 0).build().user_data(result as u64)
+            let entry = if user_data == CLOSE {
+                continue;
+            } else if user_data == ACCEPT {
+                receive(result as u64)
             } else if user_data >> 32 > 0 {
                 // A send is done: its buffer is free.
                 give((user_data >> 32) as u16 - 1);
                 continue;
             } else if result > 0 {
                 let index = cqueue::buffer_select(completion.flags()).expect("octets come in a buffer");
-                opcode::Send::new(Fd(user_data as i32), address(index) as *const u8, result as u32)
-                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-                    .build()
-                    .user_data((u64::from(index) + 1) << 32)
+                send(user_data, address(index), result as u32).user_data((u64::from(index) + 1) << 32)
             } else if result == -libc::ENOBUFS {
-                opcode::RecvMulti::new(Fd(user_data as i32), 0).build().user_data(user_data)
+                receive(user_data)
+            } else if direct {
+                opcode::Close::new(Fixed(user_data as u32)).build().user_data(CLOSE)
             } else {
                 // SAFETY: nobody else has this descriptor.
                 unsafe { libc::close(user_data as i32) };
