@@ -35,17 +35,17 @@ fn send(fd: i32, octets: &[u8]) {
 pub(crate) fn epoll() -> anyhow::Result<()> {
     let listener = listener()?;
     let mut buffer = vec![0u8; BUFFER_LEN];
-    // SAFETY (here and below): the pointers are to live values of the lengths given.
+    // SAFETY: no address is passed.
     let epoll = unsafe { libc::epoll_create1(0) };
     let add = |fd: i32| {
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: fd as u64 };
-        // SAFETY: as above.
+        // SAFETY: the event lives until the call returns.
         assert_eq!(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event) }, 0);
     };
     add(listener.as_raw_fd());
     let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS];
     loop {
-        // SAFETY: as above.
+        // SAFETY: there is room for as many events as it says.
         let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), EVENTS as i32, -1) };
         for event in &events[..count.max(0) as usize] {
             let fd = event.u64 as i32;
@@ -54,7 +54,7 @@ pub(crate) fn epoll() -> anyhow::Result<()> {
                 add(std::os::fd::IntoRawFd::into_raw_fd(stream));
                 continue;
             }
-            // SAFETY: as above.
+            // SAFETY: the buffer has the length given.
             let len = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), BUFFER_LEN, 0) };
             if len > 0 {
                 send(fd, &buffer[..len as usize]);
@@ -128,8 +128,8 @@ pub(crate) fn uring(direct: bool) -> anyhow::Result<()> {
         };
         send.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build()
     };
-    // SAFETY (here and below): the memory is the mapping, which lives as long as the process.
-    unsafe { sq.push(&accept)? };
+    // SAFETY: no address is passed.
+    unsafe { sq.push(&accept) }?;
     loop {
         sq.sync();
         let flags = EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT;
@@ -159,7 +159,7 @@ pub(crate) fn uring(direct: bool) -> anyhow::Result<()> {
                 unsafe { libc::close(user_data as i32) };
                 continue;
             };
-            // SAFETY: as above.
+            // SAFETY: an address in it is inside of the mapping, which lives as long as the process.
             while unsafe { sq.push(&entry) }.is_err() {
                 submitter.submit()?;
                 sq.sync();

@@ -1,12 +1,7 @@
-//! `resound-load`: the load generator. It drives any WebSocket echo or broadcast server and records latency in HdrHistograms.
+//! `resound-load`: the command line, and nothing else.
 
-use clap::Parser;
+use std::process::ExitCode;
 
-/// Drive a WebSocket echo or broadcast server and record its latency.
-#[derive(Parser)]
-#[command(version)]
-struct Args {}
-
-fn main() {
-    Args::parse();
+fn main() -> ExitCode {
+    resound_load::cli::main()
 }

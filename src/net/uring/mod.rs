@@ -14,16 +14,15 @@
 //! it. Start at [`UringBackend::next`].
 
 mod buffers;
+mod connection;
 mod ring;
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,13 +31,16 @@ use slab::Slab;
 use socket2::Socket;
 
 use self::buffers::{Buffer, Buffers};
+use self::connection::{Connection, Finish, Submitted};
 use self::ring::Ring;
-use super::queue::{Publication, SendQueue, pieces};
+use super::queue::{SendQueue, pieces};
 use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
 
 /// Generations have 28 bits, which is what an operation's number leaves of a completion's user data.
 const GENERATION_MASK: u32 = u32::MAX >> OP_BITS;
 const OP_BITS: u32 = 4;
+/// No connection's index.
+const NOBODY: u32 = u32::MAX;
 /// A reply in more pieces than this goes through the queue.
 const PIECES_MAX: usize = 16;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -154,73 +156,6 @@ impl Wake for EventFd {
     }
 }
 
-/// One connection's transport.
-struct Connection {
-    socket: Socket,
-    generation: u32,
-    receive: Receive,
-    /// The poll for writability is in flight.
-    polls: bool,
-    /// The peer has ended. Reported once all that was set aside is.
-    eof: bool,
-    /// It stands in `resumed`.
-    resumes: bool,
-    /// No completion but `Closed` is to come.
-    ended: bool,
-    finish: Finish,
-    submitted: Submitted,
-    queue: Option<Box<SendQueue>>,
-    /// Octets received while something was queued, oldest first, each at most a buffer.
-    set_aside: VecDeque<Vec<u8>>,
-    error: Option<io::Error>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Receive {
-    /// Nothing is in flight.
-    Off,
-    On,
-    /// In flight, and so is its cancellation.
-    Cancelled,
-    /// Nothing is in flight, and the connection stands in `starved`.
-    Starved,
-}
-
-/// The one send that may be in flight.
-enum Submitted {
-    Nothing,
-    Publication(Rc<Publication>),
-    /// From `start` on.
-    Reply {
-        buffer: Buffer,
-        start: u32,
-        len: u32,
-    },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Finish {
-    No,
-    /// When the queue is empty, FIN.
-    Asked,
-    /// FIN is sent; the peer's end is awaited.
-    FinSent,
-}
-
-impl Connection {
-    /// Nothing waits to be sent.
-    #[inline]
-    fn is_clear(&self) -> bool {
-        self.queue.is_none() && matches!(self.submitted, Submitted::Nothing)
-    }
-
-    fn is_idle(&self) -> bool {
-        matches!(self.receive, Receive::Off | Receive::Starved)
-            && !self.polls
-            && matches!(self.submitted, Submitted::Nothing)
-    }
-}
-
 impl UringBackend {
     /// A backend for the calling thread. Every operation that it needs has been tried when this returns.
     ///
@@ -319,7 +254,12 @@ impl UringBackend {
                 }
                 Some(Completion::Woken)
             }
-            Op::Cancel => None,
+            Op::Cancel => {
+                if completion.result() < 0 {
+                    self.not_cancelled(index, generation);
+                }
+                None
+            }
         }
     }
 
@@ -354,276 +294,10 @@ impl UringBackend {
         completion
     }
 
-    fn connect(&mut self, socket: Socket) -> ConnId {
-        self.generation = (self.generation + 1) & GENERATION_MASK;
-        let generation = self.generation;
-        let index = self.connections.insert(Connection {
-            socket,
-            generation,
-            receive: Receive::Off,
-            polls: false,
-            eof: false,
-            resumes: false,
-            ended: false,
-            finish: Finish::No,
-            submitted: Submitted::Nothing,
-            queue: None,
-            set_aside: VecDeque::new(),
-            error: None,
-        }) as u32;
-        self.receive(index);
-        ConnId { index, generation }
-    }
-
-    /// Receives, unless that is so already or the peer has ended.
-    #[inline]
-    fn receive(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.receive == Receive::Off && !connection.eof && !connection.ended {
-            connection.receive = Receive::On;
-            let user_data = join(Op::Receive, index, connection.generation);
-            self.ring.receive(connection.socket.as_raw_fd(), buffers::GROUP, user_data);
-        }
-    }
-
-    fn stop_receiving(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.receive == Receive::On {
-            connection.receive = Receive::Cancelled;
-            let target = join(Op::Receive, index, connection.generation);
-            self.ring.cancel(target, join(Op::Cancel, 0, 0));
-        }
-    }
-
-    #[inline]
-    fn received_on(&mut self, index: u32, completion: &cqueue::Entry) -> Option<Completion> {
-        let buffer = self.buffers.take(completion);
-        let connection = &mut self.connections[index as usize];
-        if !cqueue::more(completion.flags()) {
-            connection.receive = Receive::Off;
-        }
-        let waits = connection.queue.is_some() || connection.resumes || connection.ended;
-        if completion.result() > 0 && !waits {
-            let goes_on = connection.receive != Receive::Off;
-            let is_wanted = connection.finish == Finish::No;
-            if !goes_on {
-                self.receive(index);
-            }
-            let buffer = buffer.expect("octets come in a buffer");
-            if is_wanted {
-                self.current = Current::Buffer(buffer);
-                return Some(Completion::Received(self.id(index)));
-            }
-            self.buffers.release(buffer);
-            return None;
-        }
-        self.received_unusual(index, completion.result(), buffer)
-    }
-
-    /// Octets that are not wanted now, the peer's end, and errors.
-    #[cold]
-    fn received_unusual(&mut self, index: u32, result: i32, buffer: Option<Buffer>) -> Option<Completion> {
-        let connection = &mut self.connections[index as usize];
-        let mut completion = None;
-        match result {
-            _ if connection.ended => self.settle(index),
-            1.. => {
-                if connection.finish == Finish::No {
-                    let octets = self.buffers.octets(buffer.as_ref().expect("octets come in a buffer"));
-                    connection.set_aside.push_back(octets.to_vec());
-                }
-                if connection.queue.is_some() {
-                    self.stop_receiving(index);
-                }
-            }
-            0 => {
-                connection.eof = true;
-                if connection.queue.is_none() && !connection.resumes {
-                    completion = self.resume_now(index);
-                }
-            }
-            _ => match -result {
-                libc::ENOBUFS => {
-                    connection.receive = Receive::Starved;
-                    self.starved.push_back(index);
-                    completion = Some(Completion::ReceiveStarved(self.id(index)));
-                }
-                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
-                    if connection.queue.is_none() && !connection.resumes {
-                        self.receive(index);
-                    }
-                }
-                error => self.end(index, Some(io::Error::from_raw_os_error(error))),
-            },
-        }
-        if let Some(buffer) = buffer {
-            self.buffers.release(buffer);
-        }
-        completion
-    }
-
-    /// The queue is empty: goes on with what that held up.
-    fn resume(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.set_aside.is_empty() && !connection.eof {
-            self.receive(index);
-        } else if !connection.resumes {
-            connection.resumes = true;
-            self.resumed.push_back(index);
-        }
-    }
-
-    fn resume_now(&mut self, index: u32) -> Option<Completion> {
-        let connection = self.connections.get_mut(index as usize)?;
-        connection.resumes = false;
-        if connection.ended || connection.queue.is_some() {
-            return None;
-        }
-        if let Some(octets) = connection.set_aside.pop_front() {
-            // The reply may fill the socket again; if not, this goes on.
-            connection.resumes = true;
-            self.resumed.push_back(index);
-            self.current = Current::SetAside(octets);
-            return Some(Completion::Received(self.id(index)));
-        }
-        if !connection.eof {
-            self.receive(index);
-        } else if connection.finish == Finish::No {
-            return Some(Completion::Eof(self.id(index)));
-        } else if connection.finish == Finish::FinSent {
-            self.end(index, None);
-        }
-        None
-    }
-
-    /// A submitted send has completed.
-    fn sent_on(&mut self, index: u32, result: i32) {
-        let connection = &mut self.connections[index as usize];
-        let submitted = std::mem::replace(&mut connection.submitted, Submitted::Nothing);
-        let result =
-            if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as usize) };
-        let result = sent(result);
-        if let (Ok(done), false) = (&result, connection.ended) {
-            let rest = match &submitted {
-                Submitted::Publication(publication) if *done < publication.octets.len() => {
-                    Some((Chunk::Shared(publication.clone()), *done))
-                }
-                Submitted::Reply { buffer, start, len } if *done < *len as usize => {
-                    let reply = *start as usize..(*start + *len) as usize;
-                    Some((Chunk::from(self.buffers.octets(buffer)[reply][*done..].to_vec()), 0))
-                }
-                _ => None,
-            };
-            if let Some((chunk, done)) = rest {
-                connection.queue.get_or_insert_default().push_front(chunk, done);
-            }
-        }
-        let ended = connection.ended;
-        if let Submitted::Reply { buffer, .. } = submitted {
-            self.buffers.release(buffer);
-        }
-        match result {
-            _ if ended => self.settle(index),
-            Ok(_) => self.flush(index),
-            Err(error) => self.end(index, Some(error)),
-        }
-    }
-
-    /// Sends what is queued; when all is sent, goes on with what waited for that.
-    fn flush(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if let Some(queue) = &mut connection.queue {
-            let socket = &connection.socket;
-            match queue.flush(|slices| socket.send_vectored_with_flags(slices, SEND_FLAGS)) {
-                Ok(true) => connection.queue = None,
-                Ok(false) => return self.poll(index),
-                Err(error) => return self.end(index, Some(error)),
-            }
-        }
-        self.sent(index);
-    }
-
-    /// Has the queue flushed when the socket takes more.
-    fn poll(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        let waits = connection.queue.is_some() && matches!(connection.submitted, Submitted::Nothing);
-        if waits && !connection.polls {
-            connection.polls = true;
-            let user_data = join(Op::Writable, index, connection.generation);
-            self.ring.poll_writable(connection.socket.as_raw_fd(), user_data);
-        }
-    }
-
-    /// The queue is empty.
-    fn sent(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.finish == Finish::Asked {
-            connection.finish = Finish::FinSent;
-            // An error here is the peer's RST, which the receive reports.
-            let _ = connection.socket.shutdown(Shutdown::Write);
-            if connection.eof {
-                return self.end(index, None);
-            }
-        }
-        self.resume(index);
-    }
-
-    /// From here on every call that names the connection does nothing.
-    fn end(&mut self, index: u32, error: Option<io::Error>) {
-        let connection = &mut self.connections[index as usize];
-        debug_assert!(!connection.ended);
-        connection.ended = true;
-        connection.error = error;
-        connection.queue = None;
-        connection.set_aside = VecDeque::new();
-        if connection.polls {
-            let target = join(Op::Writable, index, connection.generation);
-            self.ring.cancel(target, join(Op::Cancel, 0, 0));
-        }
-        self.stop_receiving(index);
-        self.settle(index);
-    }
-
-    /// An ended connection is gone once the last of its operations is.
-    fn settle(&mut self, index: u32) {
-        let connection = &self.connections[index as usize];
-        debug_assert!(connection.ended);
-        if connection.is_idle() {
-            self.ended.push_back(index);
-        }
-    }
-
-    fn report_end(&mut self, index: u32) -> Completion {
-        let conn = self.id(index);
-        let connection = self.connections.remove(index as usize);
-        if self.accept_again.is_some() {
-            self.accept_again = Some(self.now);
-        }
-        Completion::Closed(conn, connection.error)
-    }
-
     #[inline]
     fn release_current(&mut self) {
         if let Current::Buffer(buffer) = std::mem::replace(&mut self.current, Current::Nothing) {
             self.buffers.release(buffer);
-        }
-    }
-
-    /// Receives again where a buffer was missing, from as many connections as there are buffers: with one
-    /// more, the operation would only fail again.
-    fn feed(&mut self) {
-        for _ in 0..self.buffers.free_count().min(self.starved.len()) {
-            let Some(index) = self.starved.pop_front() else { return };
-            // Another connection may have the slot by now, or the same one stand here twice.
-            let connection = self.connections.get_mut(index as usize);
-            let Some(connection) = connection.filter(|connection| connection.receive == Receive::Starved)
-            else {
-                continue;
-            };
-            connection.receive = Receive::Off;
-            if connection.queue.is_none() && !connection.resumes {
-                self.receive(index);
-            }
         }
     }
 }
@@ -819,7 +493,7 @@ impl Backend for UringBackend {
         self.accept_again = None;
         for (index, acceptor) in self.acceptors.iter_mut().enumerate() {
             if acceptor.state == Accepting::Yes {
-                self.ring.cancel(join(Op::Accept, index as u32, 0), join(Op::Cancel, 0, 0));
+                self.ring.cancel(join(Op::Accept, index as u32, 0), join(Op::Cancel, NOBODY, 0));
             } else {
                 acceptor.socket = None;
             }
@@ -906,136 +580,4 @@ fn split(user_data: u64) -> (Op, u32, u32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::{Endpoint, bind};
-    use std::net::{SocketAddr, TcpStream};
-
-    fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
-        let mut backend = match UringBackend::new(&options) {
-            Ok(backend) => backend,
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "{error}");
-                eprintln!("skipped: {error}");
-                return None;
-            }
-        };
-        let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
-        let (Endpoint::Tcp(address), listeners) = bind(&any, 1024, 1).unwrap() else { unreachable!() };
-        backend.listen(listeners).unwrap();
-        Some((backend, address))
-    }
-
-    const OPTIONS: UringOptions =
-        UringOptions { buffer_count: 8, buffer_bytes: 4096, completions: 512, submit: Submit::All };
-
-    /// Echoes until `count` connections have closed.
-    fn echo(backend: &mut UringBackend, count: usize) {
-        let (mut closed, mut open) = (0, std::collections::HashSet::new());
-        while closed < count {
-            backend.wait(Some(Duration::from_secs(10))).unwrap();
-            while let Some(completion) = backend.next() {
-                match completion {
-                    Completion::Accepted(conn) => assert!(open.insert(conn), "{conn:?} twice"),
-                    Completion::Received(conn) => {
-                        let len = backend.received().len();
-                        backend.reply(conn, 0..len, Vec::new());
-                    }
-                    Completion::Eof(conn) => backend.finish(conn),
-                    Completion::Closed(conn, error) => {
-                        assert!(open.remove(&conn), "{conn:?} closed twice");
-                        assert!(error.is_none(), "{error:?}");
-                        closed += 1;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        assert!(open.is_empty());
-    }
-
-    #[test]
-    fn completions_that_do_not_fit_the_ring_are_not_lost() {
-        let Some((mut backend, address)) = backend(UringOptions { completions: 8, ..OPTIONS }) else {
-            return;
-        };
-        let count = 200;
-        let clients = std::thread::spawn(move || {
-            let mut streams: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
-            for stream in &mut streams {
-                stream.write_all(b"across").unwrap();
-            }
-            for stream in &mut streams {
-                let mut got = [0; 6];
-                stream.read_exact(&mut got).unwrap();
-                assert_eq!(&got, b"across");
-                stream.shutdown(Shutdown::Write).unwrap();
-            }
-            streams.iter_mut().all(|stream| stream.read(&mut [0]).unwrap() == 0)
-        });
-        echo(&mut backend, count);
-        assert!(clients.join().unwrap());
-    }
-
-    #[test]
-    fn a_backend_dropped_with_operations_in_flight_ends_them() {
-        let Some((mut backend, address)) = backend(OPTIONS) else { return };
-        let mut client = TcpStream::connect(address).unwrap();
-        client.write_all(b"x").unwrap();
-        let conn = loop {
-            backend.wait(Some(Duration::from_secs(10))).unwrap();
-            match std::iter::from_fn(|| backend.next()).last() {
-                Some(Completion::Received(conn)) => break conn,
-                _ => {}
-            }
-        };
-        // One send is submitted and not in the kernel yet, and what follows it is queued.
-        for _ in 0..2 {
-            let octets = Arc::new(vec![b'y'; 100]);
-            backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1 })));
-        }
-        assert_eq!(backend.queued(conn), 200);
-        drop(backend);
-        let mut got = Vec::new();
-        // The descriptor is closed: FIN, not silence.
-        client.read_to_end(&mut got).unwrap();
-        assert_eq!(got, [b'y'; 100]);
-        TcpStream::connect(address).expect_err("nobody listens any more");
-    }
-
-    #[test]
-    fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
-        let Some((mut backend, address)) = backend(OPTIONS) else { return };
-        for _ in 0..3 {
-            let _client = TcpStream::connect(address).unwrap();
-            let (mut accepted, mut closed) = (None, Vec::new());
-            while closed.is_empty() {
-                backend.wait(Some(Duration::from_secs(10))).unwrap();
-                while let Some(completion) = backend.next() {
-                    match completion {
-                        Completion::Accepted(conn) => {
-                            accepted = Some(conn);
-                            // The send is in flight, then the queue waits for a full socket.
-                            for _ in 0..2 {
-                                let octets = Arc::new(vec![b'y'; 32 << 20]);
-                                let publication = Publication { octets, messages: 1 };
-                                backend.send(conn, Chunk::Shared(Rc::new(publication)));
-                            }
-                        }
-                        Completion::Closed(conn, _) => closed.push(conn),
-                        _ => {}
-                    }
-                }
-                if let Some(conn) = accepted.filter(|_| closed.is_empty())
-                    && !backend.connections[conn.index as usize].ended
-                    && backend.connections[conn.index as usize].polls
-                {
-                    backend.close(conn);
-                    backend.close(conn);
-                    assert_eq!(backend.queued(conn), 0);
-                }
-            }
-            assert_eq!(closed, [accepted.unwrap()]);
-        }
-    }
-}
+mod tests;
