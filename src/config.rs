@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
+use crate::net::uring::{Submit, UringOptions};
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
 use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 
@@ -90,8 +91,9 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(8..=1000), help_heading = "Limits")]
     pub headers_max: u16,
 
-    /// The receive buffer of each worker in octets, shared by its connections. The default fits a core's
-    /// second-level cache and holds a burst of pipelined messages.
+    /// The most octets received from a connection at once. On epoll the size of the one receive buffer that
+    /// a worker's connections share, on io_uring the size of each of --receive-buffers. The default fits a
+    /// core's second-level cache and holds a burst of pipelined messages.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
     pub receive_buffer_bytes: u32,
 
@@ -126,8 +128,8 @@ pub struct Config {
     pub deflate_min_octets: u32,
 
     /// The most octets that the connections of one worker may own for compression: windows, and 47 KiB for
-    /// every compressed message that is still arriving. When they are used up, new connections get no context takeover, and compressed messages that arrive in pieces
-    /// wait to be complete before they are looked at.
+    /// every compressed message that is still arriving. When they are used up, new connections get no context
+    /// takeover, and compressed messages that arrive in pieces wait to be complete before they are looked at.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
     pub deflate_memory_bytes_max: usize,
 
@@ -135,6 +137,15 @@ pub struct Config {
     /// and checked, and then goes back in the octets in which it came.
     #[arg(long, help_heading = "Compression")]
     pub deflate_recompress: bool,
+
+    /// Which sends are submitted to the ring instead of being a call each (io_uring only).
+    #[arg(long, value_enum, default_value_t = Submit::All, help_heading = "Serving")]
+    pub uring_submit: Submit,
+
+    /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory
+    /// is used only as far as messages have filled them.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = power_of_two, help_heading = "Limits")]
+    pub receive_buffers: u16,
 
     /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
@@ -187,6 +198,15 @@ pub enum Io {
     Auto,
     /// epoll.
     Epoll,
+    /// io_uring (Linux 6.1 or newer).
+    Uring,
+}
+
+fn power_of_two(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(count) if count.is_power_of_two() => Ok(count),
+        _ => Err("expected a power of two up to 32768".into()),
+    }
 }
 
 /// What happens to a room's member that does not keep up.
@@ -222,6 +242,16 @@ impl Config {
     pub fn send_queue_bytes_max(&self) -> usize {
         self.send_queue_bytes_max
             .unwrap_or(self.message_size_max as usize + (4 << 20) + self.receive_buffer_bytes as usize)
+    }
+
+    /// What each worker's ring is made of.
+    pub fn uring_options(&self) -> UringOptions {
+        UringOptions {
+            buffer_count: self.receive_buffers,
+            buffer_bytes: self.receive_buffer_bytes,
+            completions: 8192,
+            submit: self.uring_submit,
+        }
     }
 
     /// The limits that the protocol core applies.

@@ -45,6 +45,8 @@ counters! {
     closed_total,
     /// Times that accepting paused for want of descriptors or memory.
     accept_pauses_total,
+    /// Times that a receive had to wait because every receive buffer of the ring was in use (io_uring only).
+    receive_starved_total,
     /// Connections refused with 503 because of `connections_max`.
     refused_total,
     /// Opening handshakes completed.

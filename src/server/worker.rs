@@ -155,6 +155,7 @@ impl<B: Backend> Worker<B> {
             Completion::Eof(conn) => self.finish(conn),
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
+            Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
             Completion::Woken => {}
         }
     }
