@@ -47,7 +47,8 @@ fn start(config: Config) -> anyhow::Result<Server> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let flags: Vec<String> = std::env::args().skip(1).collect();
     let (version, workers) = (env!("CARGO_PKG_VERSION"), server.worker_count());
-    tracing::info!(version, kernel = kernel.trim_end(), workers, flags = flags.join(" "), "serving");
+    let (io, nofile, kernel, flags) = (server.io(), server.nofile(), kernel.trim_end(), flags.join(" "));
+    tracing::info!(version, kernel, ?io, workers, nofile, flags, "serving");
     tracing::debug!(?config);
 
     let stop = server.stopper();

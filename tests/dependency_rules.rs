@@ -218,7 +218,10 @@ fn tree(
 /// `super`, `self` and the crate's own name become a path from `crate`.
 fn resolve(path: &[String], module: &[String]) -> Vec<String> {
     let mut from_root = match path[0].as_str() {
-        "crate" | "resound" => vec!["crate".to_owned()],
+        "resound" => vec!["crate".to_owned()],
+        // The load generator is a crate of its own; here it is one of the layers.
+        "crate" if module.get(1).is_some_and(|top| top == "loadtest") => module[..2].to_vec(),
+        "crate" => vec!["crate".to_owned()],
         "self" | "super" => module.to_vec(),
         _ => return path.to_vec(),
     };
@@ -242,12 +245,17 @@ fn leading_separator(tokens: &[TokenTree], at: usize) -> usize {
     if is_separator(tokens, at) { 2 } else { 0 }
 }
 
-/// `src/proto/handshake/mod.rs` is the module `crate::proto::handshake`.
+/// `src/proto/handshake/mod.rs` is the module `crate::proto::handshake`, `loadtest/src/cli.rs` is
+/// `crate::loadtest::cli`.
 fn module_of(file: &Path) -> Vec<String> {
     let mut module = vec!["crate".to_owned()];
-    let inside = file.strip_prefix("src").unwrap_or(Path::new("")).with_extension("");
+    let inside = match file.strip_prefix("loadtest/src") {
+        Ok(inside) => Path::new("loadtest").join(inside),
+        Err(_) => file.strip_prefix("src").unwrap_or(Path::new("")).to_owned(),
+    };
+    let inside = inside.with_extension("");
     module.extend(inside.iter().map(|part| part.to_string_lossy().into_owned()));
-    if matches!(module.last().map(String::as_str), Some("mod" | "main")) {
+    if matches!(module.last().map(String::as_str), Some("mod" | "main" | "lib")) {
         module.pop();
     }
     module
@@ -353,6 +361,7 @@ mod checker {
             ),
             ("src/main.rs", "use resound::config::Config; fn main() { resound::server::Server::run() }"),
             ("loadtest/src/main.rs", "use resound::{mask, proto::Role};"),
+            ("loadtest/src/engine/links.rs", "use super::book::Book; use crate::result::model::RunResult;"),
         ] {
             assert_eq!(violations(file, text), [], "{file}: {text}");
         }

@@ -7,7 +7,6 @@
 //!
 //! Start at [`Connection::receive`]. It must never do I/O, read a clock or panic on what a peer sent.
 
-#[path = "deflate_connection.rs"]
 mod deflate;
 
 use std::ops::Range;
@@ -693,5 +692,4 @@ impl Input<'_> {
 }
 
 #[cfg(test)]
-#[path = "connection_tests.rs"]
 mod tests;

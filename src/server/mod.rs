@@ -47,6 +47,9 @@ pub enum StartError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The limit of open files can neither be read nor raised.
+    #[error("the limit of open files: {0}")]
+    Nofile(io::Error),
     /// `--io uring` where that does not work.
     #[error("--io uring: {0}")]
     Uring(uring::Unavailable),
@@ -115,6 +118,8 @@ pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<io::Result<()>>>,
     unix_paths: Vec<PathBuf>,
+    io: Io,
+    nofile: u64,
 }
 
 impl Server {
@@ -127,10 +132,7 @@ impl Server {
         let count = config.workers.map_or(cores.len().max(1), usize::from);
         let shared = Arc::new(Shared::new(config, count)?);
         let config = &shared.config;
-        match net::raise_nofile() {
-            Ok(nofile) => tracing::info!(nofile, "at most so many descriptors, connections and all"),
-            Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
-        }
+        let nofile = net::raise_nofile().map_err(StartError::Nofile)?;
         let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
         let (mut endpoints, mut unix_paths) = (Vec::new(), Vec::new());
         for endpoint in &config.listen {
@@ -142,7 +144,8 @@ impl Server {
             endpoints.push(real);
             listeners.iter_mut().zip(sockets).for_each(|(listeners, socket)| listeners.push(socket));
         }
-        let mut server = Self { endpoints, shared: shared.clone(), workers: Vec::new(), unix_paths };
+        let (io, workers) = (config.io, Vec::new());
+        let mut server = Self { endpoints, shared: shared.clone(), workers, unix_paths, io, nofile };
         let (tried, is_tried) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let mut starts = Vec::new();
@@ -161,23 +164,24 @@ impl Server {
             starts.push(start);
         }
         drop((tried, ready));
-        let mut io = shared.config.io;
         for result in is_tried {
             match (result, shared.config.io) {
                 (Ok(()), _) => {}
                 (Err(error), Io::Uring) => return Err(StartError::Uring(error)),
                 (Err(error), _) => {
-                    if io != Io::Epoll {
+                    if server.io != Io::Epoll {
                         tracing::warn!("epoll is used: {error}");
                     }
-                    io = Io::Epoll;
+                    server.io = Io::Epoll;
                 }
             }
         }
-        tracing::info!(io = if io == Io::Epoll { "epoll" } else { "uring" }, "all workers use");
+        if server.io == Io::Auto {
+            server.io = Io::Uring;
+        }
         for (start, listeners) in starts.into_iter().zip(listeners) {
             // A worker that is gone has sent its error, which comes next.
-            let _ = start.send((io, listeners));
+            let _ = start.send((server.io, listeners));
         }
         for (worker, result) in is_ready {
             // On an error `server` is dropped, which stops and joins the workers that did start.
@@ -197,6 +201,16 @@ impl Server {
             Endpoint::Tcp(address) => format!("ws://{address}"),
             Endpoint::Unix(path) => format!("ws+unix:{}", path.display()),
         })
+    }
+
+    /// The interface that its workers use: never [`Io::Auto`].
+    pub fn io(&self) -> Io {
+        self.io
+    }
+
+    /// How many files it may open, connections among them.
+    pub fn nofile(&self) -> u64 {
+        self.nofile
     }
 
     /// How many workers it has.

@@ -437,5 +437,5 @@ impl Input<'_> {
 }
 
 #[cfg(test)]
-#[path = "deflate_connection_tests.rs"]
+#[path = "deflate_tests.rs"]
 mod tests;
