@@ -437,5 +437,4 @@ impl Input<'_> {
 }
 
 #[cfg(test)]
-#[path = "deflate_tests.rs"]
 mod tests;
