@@ -284,7 +284,7 @@ impl Connection {
                         match self.compression {
                             None => self.whole_message(&header, input, handler)?,
                             Some(_) => {
-                                self.whole_message_with_deflate(&header, input, limits, codecs, handler)?;
+                                self.whole_message_with_deflate(header, input, limits, codecs, handler)?;
                             }
                         }
                         continue;
@@ -386,7 +386,7 @@ impl Connection {
             _ => {}
         }
         if header.payload_len > limits.message_size_max.saturating_sub(self.message_len() as u64)
-            && !self.belongs_to_deflated(header)
+            && !self.belongs_to_deflated(header.opcode, header.rsv1)
         {
             return Err(ProtocolError::MessageTooBig);
         }
@@ -401,8 +401,8 @@ impl Connection {
 
     /// Whether this data frame's payload is compressed: then its length says nothing about the message's.
     #[cold]
-    fn belongs_to_deflated(&self, header: &FrameHeader) -> bool {
-        header.rsv1 || (header.opcode == Opcode::Continuation && self.is_deflated)
+    fn belongs_to_deflated(&self, opcode: Opcode, rsv1: bool) -> bool {
+        rsv1 || (opcode == Opcode::Continuation && self.is_deflated)
     }
 
     /// Whether this is a message in one frame that is all here, with room for its reply in front of it.

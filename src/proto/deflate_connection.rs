@@ -192,14 +192,14 @@ impl Connection {
     #[inline(never)] // so that the way without compression stays short
     pub(super) fn whole_message_with_deflate<H: Handler>(
         &mut self,
-        header: &FrameHeader,
+        header: FrameHeader, // by value: on the other way it stays in registers
         input: &mut Input<'_>,
         limits: &Limits,
         codecs: &mut Codecs,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
         let opcode = header.opcode;
-        let (frame, header_len, is_ascii) = decode(header, input);
+        let (frame, header_len, is_ascii) = decode(&header, input);
         let payload = frame.start + header_len..frame.end;
         if !header.rsv1 {
             if opcode == Opcode::Text {
