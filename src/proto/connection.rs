@@ -283,7 +283,7 @@ impl Connection {
                         match self.compression {
                             None => self.whole_message(&header, input, handler)?,
                             Some(_) => {
-                                self.whole_message_with_deflate(&header, input, limits, codecs, handler)?;
+                                self.whole_message_with_deflate(header, input, limits, codecs, handler)?;
                             }
                         }
                         continue;
@@ -385,7 +385,7 @@ impl Connection {
             _ => {}
         }
         if header.payload_len > limits.message_size_max.saturating_sub(self.message_len() as u64)
-            && !self.belongs_to_deflated(header)
+            && !self.belongs_to_deflated(header.opcode, header.rsv1)
         {
             return Err(ProtocolError::MessageTooBig);
         }
@@ -399,8 +399,9 @@ impl Connection {
     }
 
     /// Whether this data frame's payload is compressed: then its length says nothing about the message's.
-    fn belongs_to_deflated(&self, header: &FrameHeader) -> bool {
-        header.rsv1 || (header.opcode == Opcode::Continuation && self.is_deflated)
+    #[cold]
+    fn belongs_to_deflated(&self, opcode: Opcode, rsv1: bool) -> bool {
+        rsv1 || (opcode == Opcode::Continuation && self.is_deflated)
     }
 
     /// Whether this is a message in one frame that is all here, with room for its reply in front of it.
@@ -422,17 +423,27 @@ impl Connection {
         input: &mut Input<'_>,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
-        let reply = FrameHeader::message(header.opcode, header.payload_len as usize);
-        let (frame, header_len, is_ascii) = decode(header, input);
-        let octets = &mut input.buffer[frame.clone()];
+        let len = header.payload_len as usize;
+        let reply = FrameHeader::message(header.opcode, len);
+        let (header_len, payload_at) = (reply.encoded_len(), input.read);
+        input.read += len;
+        let (frame_at, is_ascii) = match header.masking_key {
+            Some(key) => {
+                let frame_at = input.replies.range.end;
+                (frame_at, mask::unmask_down(input.buffer, payload_at, frame_at + header_len, len, key))
+            }
+            // Nothing to decode: the message stays where it is.
+            None => (payload_at - header_len, false),
+        };
+        let frame = &mut input.buffer[frame_at..frame_at + header_len + len];
         if header.opcode == Opcode::Text {
-            utf8::validate(&octets[header_len..], is_ascii)?;
+            utf8::validate(&frame[header_len..], is_ascii)?;
         }
         if self.state == State::Open {
-            reply.write(octets);
-            if handler.message(Message::new(octets, header_len, header.opcode)) == Reply::Echo {
+            reply.write(frame);
+            if handler.message(Message::new(frame, header_len, header.opcode)) == Reply::Echo {
                 debug_assert_eq!(self.role, Role::Server, "a client's echo would have to be masked");
-                input.replies.range.end = frame.end;
+                input.replies.range.end = frame_at + header_len + len;
             }
         }
         Ok(())
@@ -505,6 +516,7 @@ impl Connection {
     }
 
     /// A message that did not arrive whole in one read is complete now.
+    #[inline(never)]
     fn end_message<H: Handler>(
         &mut self,
         input: &mut Input<'_>,
@@ -651,25 +663,6 @@ impl Connection {
         self.key_state ^= self.key_state << 5;
         MaskingKey::from_wire(self.key_state.to_le_bytes())
     }
-}
-
-/// Decodes a whole message's payload to where its reply would have it: the place of that frame in the
-/// buffer, the length of its header, which is not written yet, and whether the payload is all ASCII.
-#[inline]
-fn decode(header: &FrameHeader, input: &mut Input<'_>) -> (Range<usize>, usize, bool) {
-    let len = header.payload_len as usize;
-    let header_len = FrameHeader::message(header.opcode, len).encoded_len();
-    let payload_at = input.read;
-    input.read += len;
-    let (frame_at, is_ascii) = match header.masking_key {
-        Some(key) => {
-            let frame_at = input.replies.range.end;
-            (frame_at, mask::unmask_down(input.buffer, payload_at, frame_at + header_len, len, key))
-        }
-        // Nothing to decode: the message stays where it is.
-        None => (payload_at - header_len, false),
-    };
-    (frame_at..frame_at + header_len + len, header_len, is_ascii)
 }
 
 /// The buffer of one receive: replies at its front, the frames that are not read yet at its end.

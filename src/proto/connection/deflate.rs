@@ -189,16 +189,17 @@ impl Connection {
     }
 
     /// A message that is all here, compressed or not, on a connection that agreed on compression.
+    #[inline(never)] // so that the way without compression stays short
     pub(super) fn whole_message_with_deflate<H: Handler>(
         &mut self,
-        header: &FrameHeader,
+        header: FrameHeader, // by value: on the other way it stays in registers
         input: &mut Input<'_>,
         limits: &Limits,
         codecs: &mut Codecs,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
         let opcode = header.opcode;
-        let (frame, header_len, is_ascii) = decode(header, input);
+        let (frame, header_len, is_ascii) = decode(&header, input);
         let payload = frame.start + header_len..frame.end;
         if !header.rsv1 {
             if opcode == Opcode::Text {
@@ -240,6 +241,7 @@ impl Connection {
     }
 
     /// Takes the next `len` octets of a compressed message.
+    #[inline(never)]
     pub(super) fn read_deflated(
         &mut self,
         input: &mut Input<'_>,
@@ -291,6 +293,7 @@ impl Connection {
     }
 
     /// A compressed message that arrived in pieces is complete now.
+    #[inline(never)]
     pub(super) fn end_deflated<H: Handler>(
         &mut self,
         opcode: Opcode,
@@ -421,6 +424,24 @@ impl Connection {
         input.push_frame(codecs.deflated.frame(opcode, true).0);
         codecs.trim();
     }
+}
+
+/// Decodes a whole message's payload to where its reply would have it: the place of that frame in the
+/// buffer, the length of its header, which is not written yet, and whether the payload is all ASCII.
+fn decode(header: &FrameHeader, input: &mut Input<'_>) -> (Range<usize>, usize, bool) {
+    let len = header.payload_len as usize;
+    let header_len = FrameHeader::message(header.opcode, len).encoded_len();
+    let payload_at = input.read;
+    input.read += len;
+    let (frame_at, is_ascii) = match header.masking_key {
+        Some(key) => {
+            let frame_at = input.replies.range.end;
+            (frame_at, mask::unmask_down(input.buffer, payload_at, frame_at + header_len, len, key))
+        }
+        // Nothing to decode: the message stays where it is.
+        None => (payload_at - header_len, false),
+    };
+    (frame_at..frame_at + header_len + len, header_len, is_ascii)
 }
 
 impl Input<'_> {
