@@ -9,7 +9,6 @@ mod loops;
 mod server;
 
 use std::path::PathBuf;
-use std::process::Child;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -221,28 +220,11 @@ fn sample(server: &Server, client: &mut Client, duration: Duration) -> anyhow::R
 }
 
 /// System calls for each message, if they can be counted here. Counting slows them down, so this is no
-/// sample of anything else.
+/// sample of anything else. Nothing goes on before and after `run`, so that all that is counted is its own.
 fn system_calls(server: &Server, client: &mut Client, duration: Duration) -> anyhow::Result<Option<f64>> {
-    let Some(counter) = server.count_system_calls(duration) else { return Ok(None) };
-    client.run(Duration::from_millis(200))?; // perf attaches meanwhile.
-    let mut total = 0;
-    let mut elapsed = Duration::ZERO;
-    let mut counter: Option<Child> = Some(counter);
-    while let Some(child) = &mut counter {
-        let (messages, time) = client.run(Duration::from_millis(20))?;
-        total += messages;
-        elapsed += time;
-        if child.try_wait()?.is_some() {
-            break;
-        }
-    }
-    let output = counter.take().expect("it was started").wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    // "count,,event,time it ran in ns,…"
-    let Some(fields) = text.lines().find(|line| line.contains("sys_enter")) else { return Ok(None) };
-    let fields: Vec<&str> = fields.split(',').collect();
-    let Ok(calls) = fields[0].parse::<f64>() else { return Ok(None) };
-    Ok(Some(calls / duration.as_secs_f64() / (total as f64 / elapsed.as_secs_f64())))
+    let Some(counter) = server.count_system_calls() else { return Ok(None) };
+    let (messages, _) = client.run(duration)?;
+    Ok(counter.stop()?.map(|calls| calls as f64 / messages as f64))
 }
 
 fn print_row(workload: &str, name: &str, samples: &[Sample], calls: Option<f64>) {

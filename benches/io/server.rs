@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+/// How long perf takes to begin, and a closed loop to come to rest.
+const SETTLES: Duration = Duration::from_millis(400);
+
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -70,18 +73,34 @@ impl Server {
         Ok(usage)
     }
 
-    /// Counts the system calls of the next `duration`, in a process that runs beside. `None` if perf or its
-    /// tracepoint is not there.
-    pub(crate) fn count_system_calls(&self, duration: Duration) -> Option<Child> {
-        Command::new("perf")
-            .args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p"])
-            .arg(self.child.id().to_string())
-            .args(["--", "sleep", &duration.as_secs_f64().to_string()])
+    /// Counts the server's system calls from now on. `None` if there is no perf.
+    pub(crate) fn count_system_calls(&self) -> Option<Counter> {
+        let child = Command::new("perf")
+            .args(["stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", &self.child.id().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .ok()
+            .ok()?;
+        std::thread::sleep(SETTLES);
+        Some(Counter(child))
+    }
+}
+
+/// perf at work.
+pub(crate) struct Counter(Child);
+
+impl Counter {
+    /// Ends it. `None` if it may not count here.
+    pub(crate) fn stop(self) -> anyhow::Result<Option<u64>> {
+        std::thread::sleep(SETTLES);
+        // SAFETY: it signals a process that is ours and was not waited for.
+        unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        // "count,,event,time it ran in ns,…"
+        let line = text.lines().find(|line| line.contains("sys_enter"));
+        Ok(line.and_then(|line| line.split(',').next()?.parse().ok()))
     }
 }
 

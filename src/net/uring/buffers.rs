@@ -1,8 +1,11 @@
 //! The receive buffers of one ring: memory that the kernel fills and hands over, piece by piece.
 //!
-//! A buffer belongs either to the kernel or to whoever has its [`Buffer`]; only [`Buffers::release`] gives
-//! it back. Memory that was never received into is never touched, so large buffers cost addresses, not
-//! memory, and small messages touch the front of each only.
+//! A buffer belongs to the kernel, to whoever has its [`Buffer`], or to nobody until [`Buffers::post`] hands
+//! it to the kernel. Memory that was never received into is never touched, so large buffers cost addresses,
+//! not memory, and small messages touch the front of each only.
+//!
+//! The kernel fills buffers in turn, so all that it has pass through the caches. Therefore it has no more
+//! than are likely to fit there, by what receives have brought lately, and those that were used last.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -16,6 +19,10 @@ use super::ring::Ring;
 /// A ring has one group of buffers.
 pub(super) const GROUP: u16 = 0;
 const PAGE: usize = 4096;
+/// The octets received that shall stay in a core's second-level cache until they are sent.
+const HOT_LEN: usize = 1 << 20;
+/// The kernel gets this many buffers however much each of them holds.
+const POSTED_MIN: u16 = 4;
 /// Between buffers, so that their fronts, which are all that small messages touch, do not share one set of
 /// the caches: an odd number of cache lines.
 const GAP: usize = 17 * 64;
@@ -32,8 +39,12 @@ pub(super) struct Buffers {
     stride: usize,
     /// Counts the entries ever written. Wraps.
     tail: u16,
-    /// How many buffers we have, and the kernel does not.
-    out: u16,
+    /// How many of them the kernel has, if all its completions were taken.
+    posted: u16,
+    /// Nobody's, the one used last at the end.
+    spare: Vec<u16>,
+    /// What a receive brings, in octets: a sliding mean.
+    typical_len: usize,
 }
 
 /// A buffer that belongs to us. To be given back with [`Buffers::release`].
@@ -71,15 +82,23 @@ impl Buffers {
             return Err(io::Error::last_os_error());
         }
         let memory = NonNull::new(memory.cast::<u8>()).expect("mmap does not map page 0");
-        let mut buffers =
-            Self { memory, memory_len, first_at, count, buffer_len, stride, tail: 0, out: count };
+        let mut buffers = Self {
+            memory,
+            memory_len,
+            first_at,
+            count,
+            buffer_len,
+            stride,
+            tail: 0,
+            posted: 0,
+            spare: (0..count).rev().collect(),
+            typical_len: 0,
+        };
         let address = memory.as_ptr() as u64;
         // SAFETY: the mapping is page-aligned, long enough for the entries, and outlives the registration,
         // as the caller promises.
         unsafe { ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }?;
-        for index in 0..count {
-            buffers.release(Buffer { index, len: 0 });
-        }
+        buffers.post();
         Ok(buffers)
     }
 
@@ -88,8 +107,10 @@ impl Buffers {
     pub(super) fn take(&mut self, completion: &cqueue::Entry) -> Option<Buffer> {
         let index = cqueue::buffer_select(completion.flags())?;
         assert!(index < self.count, "the kernel knows our buffers only");
-        self.out += 1;
-        Some(Buffer { index, len: completion.result().max(0) as u32 })
+        self.posted -= 1;
+        let len = completion.result().max(0) as u32;
+        self.typical_len = self.typical_len - self.typical_len / 16 + len as usize / 16;
+        Some(Buffer { index, len })
     }
 
     /// What was received into `buffer`.
@@ -97,32 +118,42 @@ impl Buffers {
     pub(super) fn octets(&mut self, buffer: &Buffer) -> &mut [u8] {
         assert!(buffer.len as usize <= self.buffer_len);
         // SAFETY: the buffer is inside of the mapping, initialised (a mapping is zero where the kernel wrote
-        // nothing), and ours alone while its `Buffer` exists: the kernel gets it back only by `release`.
+        // nothing), and ours alone while its `Buffer` exists: the kernel gets it back only after `release`.
         unsafe { std::slice::from_raw_parts_mut(self.address(buffer.index), buffer.len as usize) }
     }
 
-    /// Gives `buffer` back to the kernel.
+    /// Gives `buffer` back.
     #[inline]
     pub(super) fn release(&mut self, buffer: Buffer) {
-        let Buffer { index, .. } = buffer;
-        let address = self.address(index) as u64;
+        self.spare.push(buffer.index);
+    }
+
+    /// Hands the kernel as many buffers as it shall have. To be called before it may need one.
+    pub(super) fn post(&mut self) {
+        let fit = (HOT_LEN / self.typical_len.max(1)).min(usize::from(self.count)) as u16;
+        let goal = fit.max(POSTED_MIN.min(self.count));
         let entries = self.memory.cast::<BufRingEntry>().as_ptr();
-        // SAFETY: the place is inside of the mapping and aligned, and the kernel does not look at it before
-        // the tail has moved past it: no more than `count` buffers are ever in the ring.
-        let entry = unsafe { &mut *entries.add(usize::from(self.tail & (self.count - 1))) };
-        entry.set_addr(address);
-        entry.set_len(self.buffer_len as u32);
-        entry.set_bid(index);
-        self.tail = self.tail.wrapping_add(1);
+        while self.posted < goal
+            && let Some(index) = self.spare.pop()
+        {
+            let address = self.address(index) as u64;
+            // SAFETY: the place is inside of the mapping and aligned, and the kernel does not look at it
+            // before the tail has moved past it: no more than `count` buffers are ever in the ring.
+            let entry = unsafe { &mut *entries.add(usize::from(self.tail & (self.count - 1))) };
+            entry.set_addr(address);
+            entry.set_len(self.buffer_len as u32);
+            entry.set_bid(index);
+            self.tail = self.tail.wrapping_add(1);
+            self.posted += 1;
+        }
         // SAFETY: the tail is an aligned u16 inside of the mapping, that only we write.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(entries).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
-        self.out -= 1;
     }
 
     /// How many buffers the kernel has, if all its completions were taken.
-    pub(super) fn free_count(&self) -> usize {
-        usize::from(self.count - self.out)
+    pub(super) fn posted_count(&self) -> usize {
+        usize::from(self.posted)
     }
 
     #[inline]

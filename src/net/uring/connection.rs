@@ -355,7 +355,7 @@ impl UringBackend {
     /// Receives again where a buffer was missing, from as many connections as there are buffers: with one
     /// more, the operation would only fail again.
     pub(super) fn feed(&mut self) {
-        for _ in 0..self.buffers.free_count().min(self.starved.len()) {
+        for _ in 0..self.buffers.posted_count().min(self.starved.len()) {
             let Some(index) = self.starved.pop_front() else { return };
             // Another connection may have the slot by now, or the same one stand here twice.
             let connection = self.connections.get_mut(index as usize);

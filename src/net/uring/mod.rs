@@ -1,9 +1,9 @@
 //! The backend on io_uring: one ring, one call into the kernel for each turn.
 //!
 //! Accepting and receiving are multishot: armed once, they complete again and again, each receive in a
-//! buffer of its own, which goes back to the kernel when the driver asks for the next completion. A reply
-//! is sent at once with send(2), a publication is a submission, so that a room of a thousand costs one call
-//! (`docs/io-uring.md` has the measurements behind that). No send ever waits in the kernel: what a socket
+//! buffer of its own. Short replies and publications are submissions, so that a turn costs one call however
+//! many there are; long replies are sent at once, while they are in the cache (`docs/io-uring.md` has the
+//! measurements behind that). No send ever waits in the kernel: what a socket
 //! does not take is queued, and a poll says when it takes more. So the only memory that the kernel uses
 //! while nobody looks are the receive buffers and, until the end of the next `wait`, what was submitted.
 //!
@@ -41,6 +41,8 @@ const GENERATION_MASK: u32 = u32::MAX >> OP_BITS;
 const OP_BITS: u32 = 4;
 /// No connection's index.
 const NOBODY: u32 = u32::MAX;
+/// See [`Submit::All`].
+const SUBMIT_LEN_MAX: usize = 4096;
 /// A reply in more pieces than this goes through the queue.
 const PIECES_MAX: usize = 16;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -69,7 +71,8 @@ pub enum Submit {
     Nothing,
     /// Those of publications, whose octets stay anyway.
     Publications,
-    /// Replies too: a receive buffer goes back to the kernel only when its reply is sent.
+    /// Replies of up to 4 KiB too: a receive buffer goes back to the kernel only when its reply is sent. A
+    /// longer one is sent while it is in the cache, which is worth more than the call.
     All,
 }
 
@@ -314,6 +317,7 @@ impl Backend for UringBackend {
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         debug_assert!(!self.ring.is_ahead(), "the last turn's completions were not all taken");
         self.release_current();
+        self.buffers.post();
         if !self.starved.is_empty() {
             self.feed();
         }
@@ -368,7 +372,7 @@ impl Backend for UringBackend {
             return;
         }
         let (is_clear, mut done) = (connection.is_clear(), 0);
-        if self.submit == Submit::All && is_clear && between.is_empty() {
+        if self.submit == Submit::All && is_clear && between.is_empty() && range.len() <= SUBMIT_LEN_MAX {
             match std::mem::replace(&mut self.current, Current::Nothing) {
                 Current::Buffer(buffer) => {
                     let octets: *const [u8] = &self.buffers.octets(&buffer)[range.clone()];
