@@ -430,7 +430,9 @@ impl Worker {
         let Some(conn) = &mut self.slots[slot] else { return };
         let outstanding = std::mem::take(&mut conn.traffic.outstanding);
         if self.shared.plan.mode == Mode::Broadcast {
-            if conn.traffic.number < self.shared.plan.publishers {
+            // At the end of the run a connection is settled, and settled again when it is gone: then nothing
+            // is left to say, and another thread may not have read the count yet.
+            if conn.traffic.number < self.shared.plan.publishers && outstanding.next() > 0 {
                 self.shared.control.set_published(conn.traffic.number, outstanding.next());
             }
             return;
