@@ -12,7 +12,7 @@ IO_BACKENDS=(epoll uring)
 # Seconds for each fuzz target. Long runs: cargo fuzz run TARGET (see fuzz/).
 FUZZ_S=${FUZZ_S:-20}
 # A step that hangs is ended after this long, and has failed.
-STEP_S_MAX=1200
+STEP_S_MAX=2400
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
 

@@ -243,4 +243,4 @@ class TheScript(unittest.TestCase):
 
     def test_two_looks_at_the_counters_show_what_moved(self):
         done = subprocess.run([TUNE_SH, "--sample", "0.1"], capture_output=True, text=True, check=False)
-        self.assertTrue(re.search(r"ListenOverflows \d+ \([+-]\d+\)", done.stdout), done.stdout + done.stderr)
+        self.assertTrue(re.search(r"ListenOverflows [\d,]+ \([+-][\d,]+\)", done.stdout), done.stdout + done.stderr)
