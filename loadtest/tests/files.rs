@@ -230,6 +230,13 @@ fn a_change_within_the_noise_between_runs_is_undecided() {
     let (base, new) = (noisy(0..3), noisy(10..13));
     let condition: FailIf = "p99>+5%".parse().expect("valid");
     assert_eq!(condition.evaluate(&base, &new).expect("compared").0, Condition::Undecided);
+    // Three times as far beyond the limit, and still no more than base runs differ among themselves.
+    let slower = repeated(20..23, |scenario| {
+        scenario.service_median_ns *= 1.15 * (1.0 + 0.25 * (scenario.seed % 3) as f64);
+    });
+    let (outcome, change) = condition.evaluate(&base, &slower).expect("compared");
+    assert!(change.change > 0.10 && !change.is_shown(), "{change:?}");
+    assert_eq!(outcome, Condition::Undecided);
 }
 
 #[test]

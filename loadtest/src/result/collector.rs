@@ -10,7 +10,8 @@
 //! their histograms and their connect counts go into the totals from every phase.
 
 use super::model::{Interval, Phase, Recorders, Sample};
-use super::recorder::{Counts, Metric, Slice};
+use super::recorder::{Counts, Metric, Recorder, Slice};
+use super::sparse::Sparse;
 
 impl Phase {
     /// Whether what was recorded of a metric in this phase goes into the totals.
@@ -84,7 +85,7 @@ impl Collector {
             counts: self.current.counts,
             in_flight: self.current.in_flight,
             connections_open: self.current.connections_open,
-            histograms: recorders_of(&self.current),
+            histograms: held(&self.current).map(|(metric, held)| (metric, Sparse::from(held))).collect(),
             thread_cpu_percent: self.thread_cpu_ns.iter().map(|ns| percent(*ns)).collect(),
             sample,
         });
@@ -107,14 +108,51 @@ impl Collector {
     pub fn finish(self) -> Collected {
         Collected {
             totals: self.totals.counts,
-            histograms: recorders_of(&self.totals),
+            histograms: held(&self.totals).map(|(metric, held)| (metric, held.clone())).collect(),
             intervals: self.intervals,
         }
     }
 }
 
 /// The recorders of a slice that hold something.
-fn recorders_of(slice: &Slice) -> Recorders {
-    let kept = Metric::ALL.into_iter().filter(|metric| !slice.recorder(*metric).is_empty());
-    kept.map(|metric| (metric, slice.recorder(metric).clone())).collect()
+fn held(slice: &Slice) -> impl Iterator<Item = (Metric, &Recorder)> {
+    Metric::ALL
+        .into_iter()
+        .map(|metric| (metric, slice.recorder(metric)))
+        .filter(|(_, held)| !held.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second in which `messages` were sent and answered, and one connection was opened.
+    fn second(messages: u64) -> Slice {
+        let mut slice = Slice::new();
+        (0..messages).for_each(|_| slice.record(Metric::Response, 1_000));
+        slice.record(Metric::Connect, 2_000);
+        (slice.counts.sent, slice.counts.connects, slice.cpu_ns) = (messages, 1, 250_000_000);
+        slice
+    }
+
+    #[test]
+    fn the_totals_are_of_the_measured_part_but_connections_count_from_the_ramp_on() {
+        let mut collector = Collector::new(2);
+        let phases = [(Phase::Ramp, -2), (Phase::Warmup, -1), (Phase::Measure, 0), (Phase::Drain, 1)];
+        for (messages, (phase, start_s)) in [1, 10, 100, 1_000].into_iter().zip(phases) {
+            collector.absorb(1, &second(messages));
+            let interval = collector.close_interval(phase, start_s * 1_000, 1_000, Sample::default());
+            assert_eq!(
+                (interval.counts.sent, interval.histograms[&Metric::Response].count()),
+                (messages, messages)
+            );
+            assert_eq!(interval.thread_cpu_percent, [0.0, 25.0]);
+        }
+        collector.count_lost(3);
+        let collected = collector.finish();
+        assert_eq!((collected.totals.sent, collected.totals.connects, collected.totals.lost), (1_100, 4, 3));
+        assert_eq!(collected.histograms[&Metric::Response].count(), 1_100);
+        assert_eq!(collected.histograms[&Metric::Connect].count(), 4);
+        assert_eq!(collected.intervals.len(), 4);
+    }
 }

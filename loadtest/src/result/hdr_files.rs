@@ -88,10 +88,11 @@ pub fn write_hlog(out: &mut impl Write, result: &RunResult) -> io::Result<()> {
     for interval in &result.intervals {
         let start = Duration::from_millis(interval.start_ms.abs_diff(first_ms));
         let length = Duration::from_millis(interval.length_ms);
-        for (metric, recorder) in &interval.histograms {
+        for (metric, held) in &interval.histograms {
             if interval.phase.counts_for(*metric) {
                 let tag = Tag::new(metric.name());
-                log.write_histogram(recorder.histogram(), start, length, tag).map_err(io::Error::other)?;
+                log.write_histogram(held.recorder().histogram(), start, length, tag)
+                    .map_err(io::Error::other)?;
             }
         }
     }

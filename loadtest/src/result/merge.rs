@@ -194,7 +194,9 @@ fn absorb(mine: &mut Interval, other: &Interval) {
     mine.counts.merge(&other.counts);
     mine.in_flight += other.in_flight;
     mine.connections_open += other.connections_open;
-    add(&mut mine.histograms, &other.histograms);
+    for (metric, held) in &other.histograms {
+        mine.histograms.entry(*metric).or_default().merge(held);
+    }
     mine.thread_cpu_percent.extend(&other.thread_cpu_percent);
     let Sample { server_cpu_percent, server_rss_octets, kernel_deltas, kernel_levels } = &other.sample;
     // The server is one process however many generators look at it; a kernel may be the same or another.

@@ -13,6 +13,7 @@ pub mod model;
 pub mod recorder;
 pub mod report;
 pub mod slo;
+pub mod sparse;
 pub mod store;
 pub mod sufficiency;
 pub mod table;

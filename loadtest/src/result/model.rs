@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::Collected;
 use super::recorder::{Counts, Metric, Recorder};
+use super::sparse::Sparse;
 
 /// The value of `schema` in every result file.
 pub const SCHEMA: &str = "resound-load/result";
@@ -20,6 +21,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// Histograms by metric. A metric nothing was recorded for is absent.
 pub type Recorders = BTreeMap<Metric, Recorder>;
+
+/// Histograms of one interval, by metric.
+pub type IntervalHistograms = BTreeMap<Metric, Sparse>;
 
 /// Everything one run (or a merge of runs) found out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -324,8 +328,9 @@ impl Rates {
     /// changed: replies that came after its end are in the totals, but were not achieved in time.
     pub fn of(plan: &Plan, totals: &Counts, intervals: &[Interval], measured_s: f64) -> Self {
         let per_s = |count: f64| if measured_s > 0.0 { count / measured_s } else { 0.0 };
+        // What is lost stays in flight, unless its connection ended: it is not taken off twice.
         let grown = in_flight_growth(intervals).unwrap_or(0) as f64;
-        let received = (totals.expected as f64 - totals.lost as f64 - grown).max(0.0);
+        let received = (totals.expected as f64 - grown.max(totals.lost as f64)).max(0.0);
         Rates {
             offered_msgs_per_s: plan.offered_msgs_per_s(),
             sent_msgs_per_s: per_s(totals.sent as f64),
@@ -376,7 +381,7 @@ pub struct Interval {
     /// Connections open at its end.
     pub connections_open: u64,
     /// Histograms of values received in it.
-    pub histograms: Recorders,
+    pub histograms: IntervalHistograms,
     /// CPU of each load thread, percent of one core.
     #[serde(default)]
     pub thread_cpu_percent: Vec<f64>,
@@ -576,4 +581,56 @@ pub struct SearchStep {
     /// Whether it is the highest load found to be good.
     #[serde(default)]
     pub knee: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(phase: Phase, in_flight: u64) -> Interval {
+        Interval {
+            phase,
+            start_ms: 0,
+            length_ms: 1_000,
+            counts: Counts::default(),
+            in_flight,
+            connections_open: 0,
+            histograms: IntervalHistograms::new(),
+            thread_cpu_percent: Vec::new(),
+            sample: Sample::default(),
+        }
+    }
+
+    #[test]
+    fn replies_after_the_end_or_lost_were_not_achieved_in_time() {
+        let plan = Plan {
+            url: String::new(),
+            mode: Mode::Echo,
+            load: Load::Open { arrival: Arrival::Fixed, offered_msgs_per_s: 1_000.0 },
+            late: LatePolicy::CatchUp,
+            connections: 1,
+            publishers: 0,
+            duration_s: 2.0,
+            warmup_s: 1.0,
+            ramp_connects_per_s: None,
+            sizes: Vec::new(),
+            text: false,
+            threads: 1,
+            sources: Vec::new(),
+            churn_per_s: 0.0,
+            deflate: false,
+            subprotocol: None,
+        };
+        // 20 were in flight when it began and 520 when it ended, of which 100 never came; the drain brought the rest.
+        let phases = [(Phase::Warmup, 20), (Phase::Measure, 300), (Phase::Measure, 520), (Phase::Drain, 0)];
+        let intervals = phases.map(|(phase, in_flight)| interval(phase, in_flight));
+        let totals = Counts { sent: 2_000, expected: 2_000, received: 1_900, lost: 100, ..Counts::default() };
+        let rates = Rates::of(&plan, &totals, &intervals, 2.0);
+        assert_eq!((rates.sent_msgs_per_s, rates.received_msgs_per_s), (1_000.0, 750.0));
+        // Lost with their connections, which are gone, and so not in flight.
+        let totals = Counts { lost: 600, received: 1_400, ..totals };
+        assert_eq!(Rates::of(&plan, &totals, &intervals, 2.0).received_msgs_per_s, 700.0);
+        assert_eq!(in_flight_growth(&intervals), Some(500));
+        assert_eq!(in_flight_growth(&intervals[..1]), None);
+    }
 }

@@ -130,6 +130,21 @@ impl Recorder {
         Ok(recorder)
     }
 
+    /// From buckets: a value of each (ns) and its count, none of them beyond the range.
+    pub(super) fn from_buckets(buckets: &[(u64, u64)], saturated_count: u64) -> Self {
+        let mut recorder = Recorder::new();
+        for (value_ns, count) in buckets {
+            // The last bucket reaches a little beyond the range.
+            let value_ns = (*value_ns).min(LATENCY_MAX_NS);
+            recorder
+                .histogram
+                .record_n(value_ns, *count)
+                .expect("a value within the bounds always has a bucket");
+        }
+        recorder.saturated_count = saturated_count;
+        recorder
+    }
+
     /// Records one value, ns. 0 counts as it is; above [`LATENCY_MAX_NS`] it is clamped and counted as saturated.
     #[inline]
     pub fn record(&mut self, value_ns: u64) {

@@ -1,7 +1,8 @@
 //! From a result to the points of charts: spectra, timelines, density.
 
-use super::super::model::{Interval, Recorders, RunResult, Sample};
+use super::super::model::{Interval, RunResult, Sample};
 use super::super::recorder::{Metric, Recorder};
+use super::super::sparse::Sparse;
 use super::super::units;
 use super::chart::{Mark, Point, Series};
 
@@ -64,8 +65,8 @@ fn joined(intervals: &[Interval]) -> Interval {
         joined.counts.merge(&interval.counts);
         joined.in_flight = interval.in_flight;
         joined.connections_open = interval.connections_open;
-        for (metric, recorder) in &interval.histograms {
-            joined.histograms.entry(*metric).or_default().merge(recorder);
+        for (metric, held) in &interval.histograms {
+            joined.histograms.entry(*metric).or_default().merge(held);
         }
         for (mine, other) in joined.thread_cpu_percent.iter_mut().zip(&interval.thread_cpu_percent) {
             *mine += other;
@@ -109,11 +110,11 @@ pub(super) fn over_time(
 
 /// A metric's quantile in an interval, ns.
 pub(super) fn quantile_of(interval: &Interval, metric: Metric, quantile: f64) -> Option<f64> {
-    recorder_of(&interval.histograms, metric).map(|recorder| recorder.quantile_ns(quantile) as f64)
+    held(interval, metric).map(|held| held.quantile_ns(quantile) as f64)
 }
 
-fn recorder_of(recorders: &Recorders, metric: Metric) -> Option<&Recorder> {
-    recorders.get(&metric).filter(|recorder| !recorder.is_empty())
+fn held(interval: &Interval, metric: Metric) -> Option<&Sparse> {
+    interval.histograms.get(&metric).filter(|held| !held.is_empty())
 }
 
 /// Where the values of each interval lie: cells over time and latency, the darker the more of them.
@@ -121,12 +122,11 @@ pub(super) fn density(timeline: &[Interval], metric: Metric) -> Vec<Mark> {
     let mut cells = Vec::new();
     let mut most = 1_u64;
     for interval in timeline {
-        let Some(recorder) = recorder_of(&interval.histograms, metric) else { continue };
+        let Some(held) = held(interval, metric) else { continue };
         let mut counts = std::collections::BTreeMap::<i64, u64>::new();
-        for value in recorder.histogram().iter_recorded() {
-            let cell =
-                ((value.value_iterated_to().max(1) as f64).log10() * DENSITY_CELLS_PER_DECADE).floor() as i64;
-            *counts.entry(cell).or_insert(0) += value.count_at_value();
+        for (value_ns, count) in held.buckets() {
+            let cell = (((*value_ns).max(1) as f64).log10() * DENSITY_CELLS_PER_DECADE).floor() as i64;
+            *counts.entry(cell).or_insert(0) += count;
         }
         most = most.max(counts.values().copied().max().unwrap_or(0));
         let from_s = interval.start_ms as f64 / 1000.0;
