@@ -15,8 +15,8 @@ use crate::proto::handshake::{PolicyError, UpgradePolicy};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
-    /// Where to listen: ADDRESS:PORT, [IPV6]:PORT or unix:PATH. Repeatable. Port 0 takes a free port, and
-    /// the line printed at start says which.
+    /// Where to listen: ADDRESS:PORT (IPv6 in brackets) or unix:PATH. Repeatable. Port 0 takes a free port,
+    /// and the line printed at start says which.
     #[arg(long, value_name = "ENDPOINT", default_value = "127.0.0.1:9001", help_heading = "Serving")]
     pub listen: Vec<Endpoint>,
 

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
-use resound::net::{Endpoint, raise_nofile};
 use resound::server::Server;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -43,16 +42,13 @@ fn start(config: Config) -> anyhow::Result<Server> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let nofile = raise_nofile().context("the limit of open files")?;
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals")?;
     let server = Server::start(config.clone())?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        workers = server.worker_count(),
-        nofile,
-        ?config,
-        "started"
-    );
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    let (version, workers) = (env!("CARGO_PKG_VERSION"), server.worker_count());
+    tracing::info!(version, kernel = kernel.trim_end(), workers, flags = flags.join(" "), "serving");
+    tracing::debug!(?config);
 
     let stop = server.stopper();
     std::thread::spawn(move || {
@@ -65,13 +61,9 @@ fn start(config: Config) -> anyhow::Result<Server> {
     });
 
     let mut stdout = std::io::stdout().lock();
-    for endpoint in server.endpoints() {
-        let scheme = match endpoint {
-            Endpoint::Tcp(_) => "ws://",
-            Endpoint::Unix(_) => "ws+",
-        };
+    for url in server.urls() {
         // Nobody may be reading: that is no reason not to serve.
-        let _ = writeln!(stdout, "listening on {scheme}{endpoint}");
+        let _ = writeln!(stdout, "listening on {url}");
     }
     let _ = stdout.flush();
     Ok(server)

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use common::client::{address, eventually, serve};
-use common::{SWITCHING, message, reply, request};
+use common::{BACKENDS, SWITCHING, message, reply, request};
 use resound::proto::Opcode;
 
 const CONNECTION_COUNT: usize = 10_000;
@@ -53,7 +53,7 @@ fn an_idle_connection_costs_at_most_256_octets() {
         nofile as usize > CONNECTION_COUNT + 100,
         "the limit of open files is {nofile}: raise it (ulimit -Hn)"
     );
-    for io in ["epoll"] {
+    for io in BACKENDS {
         let server = serve(io, &["--workers", "1"]);
         let before = LIVE.load(Relaxed);
         let mut child = Command::new(env::current_exe().unwrap())

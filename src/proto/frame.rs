@@ -128,7 +128,7 @@ impl FrameHeader {
     }
 
     /// The header's length in octets, in its shortest form (RFC 6455 §5.2).
-    #[inline]
+    #[inline(always)]
     pub const fn encoded_len(&self) -> usize {
         let key_len = if self.masking_key.is_some() { 4 } else { 0 };
         key_len
@@ -143,7 +143,7 @@ impl FrameHeader {
     ///
     /// # Panics
     /// If `target` is shorter than that; [`HEADER_LEN_MAX`] octets always suffice.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, target: &mut [u8]) -> usize {
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
         target[0] = bit(self.fin, FIN) | bit(self.rsv1, RSV1) | self.opcode as u8;

@@ -122,6 +122,10 @@ impl Server {
         let count = config.workers.map_or(cores.len().max(1), usize::from);
         let shared = Arc::new(Shared::new(config, count)?);
         let config = &shared.config;
+        match net::raise_nofile() {
+            Ok(nofile) => tracing::info!(nofile, "at most so many descriptors, connections and all"),
+            Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+        }
         let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
         let (mut endpoints, mut unix_paths) = (Vec::new(), Vec::new());
         for endpoint in &config.listen {
@@ -163,6 +167,14 @@ impl Server {
     /// Where it listens, with real ports, in the order of `--listen`.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// Where clients connect to, in the same order.
+    pub fn urls(&self) -> impl Iterator<Item = String> {
+        self.endpoints.iter().map(|endpoint| match endpoint {
+            Endpoint::Tcp(address) => format!("ws://{address}"),
+            Endpoint::Unix(path) => format!("ws+unix:{}", path.display()),
+        })
     }
 
     /// How many workers it has.

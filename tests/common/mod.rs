@@ -4,6 +4,9 @@
 
 pub(crate) mod client;
 
+/// The values of `--io` that every test of the whole server runs with.
+pub(crate) const BACKENDS: &[&str] = &["epoll"];
+
 use resound::mask::{self, MaskingKey};
 use resound::proto::{FrameHeader, Opcode};
 
