@@ -519,6 +519,7 @@ impl Worker {
                 break;
             }
             self.connecting.pop_front();
+            self.timed_out_count += 1;
             let counts = &mut self.book.slice.counts;
             let what = if kind == ErrorKind::ConnectTimeout {
                 counts.connect_failures += 1;

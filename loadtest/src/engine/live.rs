@@ -30,7 +30,7 @@ impl Live {
             return Self::Lines;
         }
         let bar = ProgressBar::new(length.as_millis() as u64);
-        let style = ProgressStyle::with_template("{prefix:>8} [{bar:24}] {percent:>3}%  {wide_msg}")
+        let style = ProgressStyle::with_template("{prefix:>8} [{bar:10}] {percent:>3}%  {wide_msg}")
             .expect("the template is a constant")
             .progress_chars("=> ");
         bar.set_style(style);
@@ -90,13 +90,15 @@ fn line(interval: &Interval, headline: Metric) -> String {
     }
     let latency = interval.histograms.get(&headline).map_or_else(String::new, |recorder| {
         let at = |quantile| short(recorder.quantile_ns(quantile));
-        format!(", p50 {} p99 {} p99.9 {} max {}", at(0.5), at(0.99), at(0.999), short(recorder.max_ns()))
+        let max = short(recorder.max_ns());
+        format!("p50 {} p99 {} p99.9 {} max {max}, ", at(0.5), at(0.99), at(0.999))
     });
+    // The most telling comes first: a narrow terminal cuts off the end.
     format!(
-        "{:.0} sent/s, {:.0} received/s, {} in flight, {} open, {errors} errors{latency}",
+        "{:.0} sent/s, {latency}{errors} errors, {} in flight, {:.0} received/s, {} open",
         per_s(counts.sent),
-        per_s(counts.received),
         interval.in_flight,
+        per_s(counts.received),
         interval.connections_open
     )
 }

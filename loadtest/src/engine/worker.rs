@@ -140,6 +140,8 @@ pub(super) struct Worker {
     pub(super) to_read: VecDeque<Token>,
     /// Connections on their way, oldest first, with the time at which they are given up.
     pub(super) connecting: VecDeque<(u64, Token)>,
+    /// Connections that were given up on their way.
+    pub(super) timed_out_count: usize,
     /// Connections that wait for their last replies, oldest first, with the time at which they are given up.
     pub(super) leaving: VecDeque<(u64, Token)>,
     /// Connections that close, oldest first, with the time at which they are given up.
@@ -215,6 +217,7 @@ impl Worker {
             backlog_count: 0,
             to_read: VecDeque::new(),
             connecting: VecDeque::new(),
+            timed_out_count: 0,
             leaving: VecDeque::new(),
             closing: VecDeque::new(),
             schedule: None,
@@ -415,6 +418,7 @@ impl Worker {
                 self.remove(slot);
             }
         }
+        self.open_count = 0;
     }
 
     /// Broadcast: counts what subscribers never got.
@@ -481,6 +485,10 @@ impl Worker {
     /// Opens the connections of the ramp that are due.
     fn open_due(&mut self, now_ns: u64) -> bool {
         let mut worked = false;
+        if self.timed_out_count >= CONNECTING_MAX {
+            // A server that does not answer so many will not answer the others either.
+            self.ramp.end_at(now_ns);
+        }
         while self.ramp.due_ns() <= now_ns && self.connecting.len() < CONNECTING_MAX {
             let slot = self.ramp.member();
             self.ramp.advance();
