@@ -128,7 +128,7 @@ pub struct RunArgs {
     pub quiet: bool,
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
         _ => Err("a number above 0 is needed".into()),
@@ -143,7 +143,7 @@ fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 /// `10s`, `1m 30s`, `500ms`, or a plain number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }
