@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use resound::mask::{self, MaskingKey};
-use resound::proto::{Connection, FrameHeader, Handler, Limits, Message, Opcode, Replies, Reply};
+use resound::proto::{Codecs, Connection, FrameHeader, Handler, Limits, Message, Opcode, Replies, Reply};
 
 struct Echo;
 
@@ -46,13 +46,16 @@ fn echo(c: &mut Criterion) {
         let input = frames(opcode, payload_len, count);
         let mut group = c.benchmark_group(format!("echo/{name}"));
         group.throughput(Throughput::Elements(count as u64));
-        let (mut connection, mut replies) = (Connection::server(), Replies::default());
+        let (mut connection, mut codecs) = (Connection::server(), Codecs::default());
+        let mut replies = Replies::default();
         let mut buffer = vec![0; 256 << 10];
         group.bench_function(BenchmarkId::new("connection", payload_len), |b| {
             b.iter(|| {
                 let buffer = &mut buffer[..input.len()];
                 buffer.copy_from_slice(&input);
-                connection.receive(black_box(buffer), 0, &limits, &mut replies, &mut Echo).unwrap();
+                connection
+                    .receive(black_box(buffer), 0, &limits, &mut codecs, &mut replies, &mut Echo)
+                    .unwrap();
                 assert_eq!(replies.range().len(), input.len() - 4 * count);
             });
         });

@@ -16,10 +16,10 @@ Exit status: 0 when every check of every client holds, 1 otherwise.
 EOF
 }
 
-io=epoll workers=2 deflate=() chosen=()
+io=epoll workers=2 deflate=() server=() chosen=()
 while (($#)); do
     case $1 in
-    --deflate) deflate=(--deflate) ;;
+    --deflate) deflate=(--deflate) server=(--deflate on) ;;
     --help | -h)
         usage
         exit 0
@@ -42,12 +42,19 @@ done
 clients=$REPO/tests/clients
 logs=$REPO/target/clients
 
+# With --deflate also what only these clients can ask for: every offer, a room of all windows, a bomb.
 with_python() {
+    if ((${#deflate[@]})); then
+        "$VENV/bin/python" "$clients/deflate_websockets.py" "$SERVER_URL" || return 1
+    fi
     "$VENV/bin/python" "$clients/websockets_client.py" "$SERVER_URL" "${deflate[@]}" \
         --subprotocol chat.v1 --subprotocol chat.v2 --terminate "$SERVER_PID"
 }
 
 with_node() {
+    if ((${#deflate[@]})); then
+        (cd "$clients" && "${NODE[@]}" deflate_ws.mjs "$SERVER_URL") || return 1
+    fi
     "${NODE[@]}" "$clients/ws_client.js" "$SERVER_URL" "${deflate[@]}"
 }
 
@@ -87,7 +94,8 @@ for client in "${chosen[@]}"; do prepare "$client"; done
 need_resound
 failed=() counted=()
 for client in "${chosen[@]}"; do
-    server_start "$logs/$client-$io.log" --io "$io" --workers "$workers" --subprotocol chat.v1 --subprotocol chat.v2
+    server_start "$logs/$client-$io.log" --io "$io" --workers "$workers" "${server[@]}" \
+        --subprotocol chat.v1 --subprotocol chat.v2
     say "$client against $SERVER_URL (--io $io --workers $workers)"
     "with_$client" 2>&1 | tee "$logs/$client-$io.out" || failed+=("$client")
     counted+=("$(tail -n 1 "$logs/$client-$io.out")")

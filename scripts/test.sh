@@ -8,7 +8,7 @@ source "$(dirname "$0")/lib.sh"
 cd "$REPO"
 
 # Every backend that the server has; what talks to a server runs once on each.
-IO_BACKENDS=(epoll)
+IO_BACKENDS=(epoll uring)
 # Seconds for each fuzz target. Long runs: cargo fuzz run TARGET (see fuzz/).
 FUZZ_S=${FUZZ_S:-20}
 # A step that hangs is ended after this long, and has failed.

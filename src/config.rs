@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
-use crate::proto::Limits;
+use crate::net::uring::{Submit, UringOptions};
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
+use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 
 /// A WebSocket echo and broadcast server to point tools at.
 ///
@@ -90,10 +91,61 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(8..=1000), help_heading = "Limits")]
     pub headers_max: u16,
 
-    /// The receive buffer of each worker in octets, shared by its connections. The default fits a core's
-    /// second-level cache and holds a burst of pipelined messages.
+    /// The most octets received from a connection at once. On epoll the size of the one receive buffer that
+    /// a worker's connections share, on io_uring the size of each of --receive-buffers. The default fits a
+    /// core's second-level cache and holds a burst of pipelined messages.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=1 << 28), help_heading = "Limits")]
     pub receive_buffer_bytes: u32,
+
+    /// Whether to agree on compression (permessage-deflate) with clients that offer it. Off, because they
+    /// all do, browsers and most libraries, and whoever measures a server means to measure something else
+    /// than zlib.
+    #[arg(long, value_enum, default_value_t = Switch::Off, value_name = "off|on", hide_possible_values = true, help_heading = "Compression")]
+    pub deflate: Switch,
+
+    /// How hard to compress: 1 is fast, 9 is small. The default, because 6 takes two to four times as long
+    /// to save a third of the octets.
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
+    pub deflate_level: u8,
+
+    /// How much memory the compressors of each worker take for their work: 1 is little, 9 is much.
+    #[arg(long, value_name = "LEVEL", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=9), help_heading = "Compression")]
+    pub deflate_memory_level: u8,
+
+    /// The largest window, as a power of two: our own, and that of clients that can be told. Default: 15, and
+    /// with --deflate-takeover 11, because a compressor is told as much of earlier messages each time.
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(i64::from(WINDOW_BITS_MIN)..=i64::from(WINDOW_BITS_MAX)), help_heading = "Compression")]
+    pub deflate_window_bits: Option<u8>,
+
+    /// Let messages refer to earlier ones (context takeover), except in rooms. They get smaller, and each
+    /// connection keeps two windows' octets: 4 KiB, or 64 KiB with the largest. By default we compress each
+    /// message by itself, and tell clients to.
+    #[arg(long, help_heading = "Compression")]
+    pub deflate_takeover: bool,
+
+    /// Send messages with fewer octets as they are: they would hardly become shorter.
+    #[arg(long, value_name = "OCTETS", default_value_t = 64, help_heading = "Compression")]
+    pub deflate_min_octets: u32,
+
+    /// The most octets that the connections of one worker may own for compression: windows, and 47 KiB for
+    /// every compressed message that is still arriving. When they are used up, new connections get no context
+    /// takeover, and compressed messages that arrive in pieces wait to be complete before they are looked at.
+    #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
+    pub deflate_memory_bytes_max: usize,
+
+    /// Compress every echo anew. Without this, a message that its sender compressed by itself is inflated
+    /// and checked, and then goes back in the octets in which it came.
+    #[arg(long, help_heading = "Compression")]
+    pub deflate_recompress: bool,
+
+    /// Which sends are submitted to the ring instead of being a call each (io_uring only).
+    #[arg(long, value_enum, default_value_t = Submit::All, help_heading = "Serving")]
+    pub uring_submit: Submit,
+
+    /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory
+    /// is used only as far as messages have filled them.
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = power_of_two, help_heading = "Limits")]
+    pub receive_buffers: u16,
 
     /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
@@ -113,6 +165,9 @@ pub struct Config {
     pub drain_ms: u32,
 }
 
+/// The window's default with context takeover, as a power of two: docs/deflate.md has the times.
+const WINDOW_BITS_TAKEOVER: u8 = 11;
+
 /// The longest timeout: 12 days, so that sums of ticks stay small.
 const MS_MAX: i64 = 1 << 30;
 
@@ -127,6 +182,15 @@ pub enum Mode {
     Raw,
 }
 
+/// Something to have or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Not.
+    Off,
+    /// To have.
+    On,
+}
+
 /// The interface to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Io {
@@ -134,6 +198,15 @@ pub enum Io {
     Auto,
     /// epoll.
     Epoll,
+    /// io_uring (Linux 6.1 or newer).
+    Uring,
+}
+
+fn power_of_two(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(count) if count.is_power_of_two() => Ok(count),
+        _ => Err("expected a power of two up to 32768".into()),
+    }
 }
 
 /// What happens to a room's member that does not keep up.
@@ -171,6 +244,16 @@ impl Config {
             .unwrap_or(self.message_size_max as usize + (4 << 20) + self.receive_buffer_bytes as usize)
     }
 
+    /// What each worker's ring is made of.
+    pub fn uring_options(&self) -> UringOptions {
+        UringOptions {
+            buffer_count: self.receive_buffers,
+            buffer_bytes: self.receive_buffer_bytes,
+            completions: 8192,
+            submit: self.uring_submit,
+        }
+    }
+
     /// The limits that the protocol core applies.
     pub fn limits(&self) -> Limits {
         Limits { message_size_max: self.message_size_max, fragments_max: self.fragments_max }
@@ -185,6 +268,30 @@ impl Config {
             PolicyError::Origin(_) => format!("--allow-origin: {error}"),
             PolicyError::Subprotocol(_) => format!("--subprotocol: {error}"),
         })
+    }
+
+    /// What to agree on about compression, if it is on.
+    pub fn deflate_policy(&self) -> Option<DeflatePolicy> {
+        (self.deflate == Switch::On).then_some(DeflatePolicy {
+            server_no_context_takeover: !self.deflate_takeover,
+            client_no_context_takeover: !self.deflate_takeover,
+            window_bits_max: self.deflate_window_bits.unwrap_or(if self.deflate_takeover {
+                WINDOW_BITS_TAKEOVER
+            } else {
+                WINDOW_BITS_MAX
+            }),
+        })
+    }
+
+    /// How to compress.
+    pub fn deflate_settings(&self) -> DeflateSettings {
+        DeflateSettings {
+            level: self.deflate_level,
+            memory_level: self.deflate_memory_level,
+            message_len_min: self.deflate_min_octets as usize,
+            memory_bytes_max: self.deflate_memory_bytes_max,
+            recompress: self.deflate_recompress,
+        }
     }
 
     /// The idle timeout, if there is one.

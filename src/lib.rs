@@ -3,7 +3,7 @@
 //! The map, from the outside in; an arrow means "uses", and nothing points the other way:
 //!
 //! ```text
-//! main -> server -> net            sockets and completions (epoll, the simulator)
+//! main -> server -> net            sockets and completions (epoll, io_uring, the simulator)
 //!            |
 //!            +----> proto -> mask  RFC 6455 without I/O; unmasking with SIMD
 //! ```
@@ -13,6 +13,7 @@
 //! # Unsafe code
 //! Denied everywhere but in the modules listed here:
 //! - [`mask`]: SIMD loads and stores on raw pointers, because the slices overlap by design.
+//! - [`net::uring`]: memory that is shared with the kernel, while it owns some of it.
 
 #![deny(unsafe_code)]
 

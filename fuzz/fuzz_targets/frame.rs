@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use resound::proto::{Connection, Handler, Limits, Message, Opcode, ProtocolError, Replies, Reply, State};
+use resound::proto::{
+    Codecs, Connection, Handler, Limits, Message, Opcode, ProtocolError, Replies, Reply, State,
+};
 
 const LIMITS: Limits = Limits { message_size_max: 1 << 16, fragments_max: 16 };
 
@@ -32,7 +34,14 @@ fn run(is_client: bool, input: &[u8], piece_len: usize) -> Outcome {
     let (mut replies, mut sent, mut result) = (Replies::default(), Vec::new(), Ok(()));
     for piece in input.chunks(piece_len) {
         let mut buffer = piece.to_vec();
-        result = result.and(connection.receive(&mut buffer, 0, &LIMITS, &mut replies, &mut seen));
+        result = result.and(connection.receive(
+            &mut buffer,
+            0,
+            &LIMITS,
+            &mut Codecs::default(),
+            &mut replies,
+            &mut seen,
+        ));
         sent.extend(replies.to_vec(&buffer));
     }
     (sent, seen.messages, result, connection.state())

@@ -1,5 +1,6 @@
 //! What `resound-load run` does as a process: exit codes, and signals.
 
+#[allow(dead_code, reason = "what only faults.rs needs")]
 mod support;
 
 use std::io::{BufRead, BufReader};

@@ -185,6 +185,22 @@ fn a_server_that_accepts_slowly_shows_in_the_upgrade_and_not_in_the_lag() {
 }
 
 #[test]
+fn a_server_that_leaves_a_thousand_upgrades_unanswered_is_not_asked_for_more() {
+    // The probe and two connections.
+    let server = FaultyServer::start(Faults { served_max: Some(3), ..Faults::default() }).unwrap();
+    let result =
+        run(&server, "-c 5000 --ramp 0 --connect-timeout 300ms --rate 100 -d 500ms --warmup 0s --threads 1");
+    let totals = &result.totals;
+    assert_eq!(totals.upgrades, 2);
+    assert!((1000..3000).contains(&totals.connects), "{}", totals.connects);
+    // Where the accept queue was full it is the TCP connect that was not answered.
+    let timeouts = [ErrorKind::UpgradeTimeout, ErrorKind::ConnectTimeout].map(|kind| totals.errors.of(kind));
+    assert_eq!(timeouts.iter().sum::<u64>(), totals.connects - 2, "{timeouts:?}");
+    assert_eq!([totals.upgrade_failures, totals.connect_failures], timeouts);
+    assert_eq!((totals.sent, totals.received), (50, 50), "those that are open are measured");
+}
+
+#[test]
 fn churn_replaces_connections_and_loses_nothing() {
     let server = FaultyServer::start(Faults::default()).unwrap();
     let result = run(&server, "-c 10 --rate 1000 --churn 50 -d 2s --warmup 0s --threads 2");
@@ -257,11 +273,18 @@ fn a_server_that_is_not_there_is_refused_in_one_line() {
 }
 
 #[test]
+fn a_server_that_declines_compression_is_refused() {
+    let server = FaultyServer::start(Faults::default()).unwrap();
+    let error = try_run(&format!("ws://{}/", server.address), "--rate 10 --deflate").expect_err("declined");
+    let line = format!("{error:#}");
+    assert!(line.contains("declines permessage-deflate") && !line.contains('\n'), "{line}");
+}
+
+#[test]
 fn what_cannot_be_meant_or_done_is_refused_before_anything_is_sent() {
     for (flags, said) in [
         ("--rate 10 --size 19", "at least 20 octets"),
         ("--rate 10 --text --size 20-100", "at least 27 octets"),
-        ("--rate 10 --deflate", "not supported yet"),
         ("--max --mode connect", "--rate"),
         ("--rate 10 --churn 5 --mode broadcast", "--churn"),
         ("--rate 10 -c 2 --publishers 3 --mode broadcast", "only 2 connections"),

@@ -98,10 +98,21 @@ fn measures_an_echo_server(server: &Foreign, command_contains: &str) {
     assert_eq!((connects.totals.integrity_failures(), connects.totals.errors.total()), (0, 0));
 }
 
+/// What goes over the wire is compressed, both ways, and intact when it is read.
+fn compresses(server: &Foreign) {
+    for opcode in ["--binary", "--text"] {
+        let flags = format!("-c 5 --rate 200 -d 1s --warmup 0s --size 27-5000 {opcode} --deflate");
+        let result = try_run(&server.url("/"), &flags).unwrap_or_else(|error| panic!("{flags}: {error:#}"));
+        assert_eq!((result.totals.sent, result.totals.received), (200, 200), "{opcode}");
+        assert_eq!((result.totals.integrity_failures(), result.totals.errors.total()), (0, 0), "{opcode}");
+    }
+}
+
 #[test]
 fn python_websockets_is_measured() {
     if let Some(server) = start("python", "echo_websockets.py") {
         measures_an_echo_server(&server, "echo_websockets.py");
+        compresses(&server);
     }
 }
 

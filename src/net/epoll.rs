@@ -20,8 +20,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::Socket;
 
-use super::queue::SendQueue;
-use super::{Backend, Chunk, Completion, ConnId, Listener, Wake};
+use super::queue::{SendQueue, pieces};
+use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
 
 const WAKER: Token = Token(usize::MAX);
 /// Tokens from here on are listeners; those below are connections.
@@ -29,8 +29,6 @@ const LISTENERS: usize = usize::MAX - 1024;
 const EVENTS_MAX: usize = 1024;
 /// Connections accepted from one listener in one turn, so that a storm of them does not stop the others.
 const ACCEPTS_MAX: u32 = 64;
-/// How long accepting rests after the process or system ran out of what it needs.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A reply in more pieces than this goes through the queue.
 const PIECES_MAX: usize = 16;
 /// Generations have 31 bits, so that a token's top bit is clear: listeners and the waker are above.
@@ -423,35 +421,34 @@ impl Backend for EpollBackend {
         if connection.ended || (range.is_empty() && between.is_empty()) {
             return;
         }
-        let mut start = None;
-        if connection.queue.is_none() && between.is_empty() {
-            let octets = &self.buffer[range.clone()];
-            match sent(connection.socket.send_with_flags(octets, SEND_FLAGS)) {
-                Ok(len) if len == octets.len() => return,
-                Ok(len) => start = Some(len),
-                Err(error) => return self.end(conn.index, Some(error)),
-            }
-        } else if connection.queue.is_none() && between.len() < PIECES_MAX / 2 {
-            let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-            let (mut count, mut at, mut total) = (0, range.start, 0);
-            let mut push = |octets| {
-                slices[count] = IoSlice::new(octets);
-                count += 1;
-                total += octets.len();
+        let (is_clear, mut done) = (connection.queue.is_none(), 0);
+        if is_clear {
+            let result = if between.is_empty() {
+                connection.socket.send_with_flags(&self.buffer[range.clone()], SEND_FLAGS)
+            } else if between.len() < PIECES_MAX / 2 {
+                let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+                let mut count = 0;
+                for (slice, piece) in slices.iter_mut().zip(pieces(&self.buffer, &range, &between)) {
+                    *slice = IoSlice::new(piece);
+                    count += 1;
+                }
+                connection.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS)
+            } else {
+                Ok(0)
             };
-            for (before, chunk) in &between {
-                push(&self.buffer[at..*before]);
-                push(chunk.octets());
-                at = *before;
-            }
-            push(&self.buffer[at..range.end]);
-            match sent(connection.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS)) {
-                Ok(len) if len == total => return,
-                Ok(len) => start = Some(len),
+            match sent(result) {
+                Ok(len) => done = len,
                 Err(error) => return self.end(conn.index, Some(error)),
+            }
+            if between.is_empty() && done == range.len() {
+                return;
             }
         }
-        self.keep_reply(conn.index, range, between, start);
+        SendQueue::push_reply(&mut connection.queue, &self.buffer, range, between, done);
+        if is_clear && done == 0 {
+            // There are too many pieces for one call.
+            self.flush(conn.index);
+        }
     }
 
     #[inline]
@@ -503,56 +500,6 @@ impl Backend for EpollBackend {
         self.listeners.clear();
         self.accept_again = None;
     }
-}
-
-impl EpollBackend {
-    /// Queues a reply whose first `tried` octets the socket has taken, if it was tried.
-    #[cold]
-    fn keep_reply(
-        &mut self,
-        index: u32,
-        range: Range<usize>,
-        between: Vec<(usize, Chunk)>,
-        tried: Option<usize>,
-    ) {
-        let untried = tried.is_none() && self.connections[index as usize].queue.is_none();
-        let (mut at, mut sent) = (range.start, tried.unwrap_or(0));
-        let mut keep = |this: &mut Self, chunk: Chunk| {
-            let len = chunk.octets().len();
-            if sent < len {
-                this.enqueue(index, chunk, sent);
-            }
-            sent = sent.saturating_sub(len);
-        };
-        for (before, chunk) in between {
-            let octets = self.buffer[at..before].to_vec();
-            keep(self, octets.into());
-            keep(self, chunk);
-            at = before;
-        }
-        let octets = self.buffer[at..range.end].to_vec();
-        keep(self, octets.into());
-        if untried {
-            self.flush(index);
-        }
-    }
-}
-
-/// How much of a send was taken: a full socket takes nothing.
-#[inline]
-fn sent(result: io::Result<usize>) -> io::Result<usize> {
-    match result {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
-        result => result,
-    }
-}
-
-/// Errors of accept(2) that say nothing about the connection and will be there again at the next call.
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC)
-    )
 }
 
 fn join(index: u32, generation: u32) -> usize {

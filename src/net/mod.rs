@@ -2,7 +2,8 @@
 //!
 //! A backend owns every socket, all receive memory and the queues of what could not be sent yet. It reports
 //! what has happened, one [`Completion`] at a time; its driver answers by calling back. A readiness API
-//! ([`epoll`]) does the I/O when it may and reports it done; the simulator ([`sim`]) does it in memory.
+//! ([`epoll`]) does the I/O when it may and reports it done, [`uring`] is completion-shaped itself, and the
+//! simulator ([`sim`]) does it in memory.
 //! Nothing here knows what the octets mean.
 //!
 //! Backpressure is the backend's: a connection with anything left in its send queue is not read from.
@@ -11,6 +12,8 @@ pub mod epoll;
 mod listen;
 mod queue;
 pub mod sim;
+#[allow(unsafe_code)]
+pub mod uring;
 
 use std::io;
 use std::ops::Range;
@@ -44,6 +47,9 @@ pub enum Completion {
     Closed(ConnId, Option<io::Error>),
     /// Nothing can be accepted for now (EMFILE, ENFILE, ENOBUFS, ENOMEM): the backend pauses and tries again.
     AcceptFailed(io::Error),
+    /// Octets of this connection wait because the backend had no buffer for them; it receives them when it
+    /// has. Only to be counted.
+    ReceiveStarved(ConnId),
     /// [`Wake::wake`] was called.
     Woken,
 }
@@ -74,8 +80,8 @@ pub trait Backend {
     /// The next completion of this turn.
     fn next(&mut self) -> Option<Completion>;
 
-    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next` is called
-    /// again. Theirs to overwrite.
+    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next` or `reply` is
+    /// called. Theirs to overwrite.
     fn received(&mut self) -> &mut [u8];
 
     /// Sends `range` of [`received`](Self::received), with each of `between` before the octet of the buffer
@@ -101,4 +107,24 @@ pub trait Backend {
 
     /// Closes the listeners.
     fn stop_accepting(&mut self);
+}
+
+/// How long accepting rests after the process or system ran out of what it needs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much of a send was taken: a full socket takes nothing.
+#[inline]
+fn sent(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        result => result,
+    }
+}
+
+/// Errors of accept(2) that say nothing about the connection and will be there again at the next call.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC)
+    )
 }

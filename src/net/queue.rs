@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -81,6 +82,41 @@ impl SendQueue {
         }
     }
 
+    /// Puts a chunk before all others, none of which was begun. `sent` octets of it have been sent already,
+    /// not all.
+    pub(super) fn push_front(&mut self, chunk: Chunk, sent: usize) {
+        debug_assert!(self.progress == 0 && sent < chunk.octets().len());
+        self.len += chunk.octets().len() - sent;
+        self.progress = sent;
+        self.chunks.push_front(chunk);
+    }
+
+    /// Appends a reply of [`Backend`](super::Backend) of which `sent` octets have been sent already (only if
+    /// there is no queue). Makes the queue, if anything is left.
+    #[cold]
+    pub(super) fn push_reply(
+        queue: &mut Option<Box<Self>>,
+        buffer: &[u8],
+        range: Range<usize>,
+        between: Vec<(usize, Chunk)>,
+        mut sent: usize,
+    ) {
+        let mut keep = |chunk: Chunk| {
+            let len = chunk.octets().len();
+            if sent < len {
+                queue.get_or_insert_default().push(chunk, sent);
+            }
+            sent = sent.saturating_sub(len);
+        };
+        let mut at = range.start;
+        for (before, chunk) in between {
+            keep(buffer[at..before].to_vec().into());
+            keep(chunk);
+            at = before;
+        }
+        keep(buffer[at..range.end].to_vec().into());
+    }
+
     /// Hands the front of the queue to `send` until all of it is sent (`Ok(true)`) or no more is taken.
     pub(super) fn flush(
         &mut self,
@@ -138,6 +174,20 @@ impl SendQueue {
         }
         messages
     }
+}
+
+/// A reply of [`Backend`](super::Backend), piece by piece.
+pub(super) fn pieces<'a>(
+    buffer: &'a [u8],
+    range: &Range<usize>,
+    between: &'a [(usize, Chunk)],
+) -> impl Iterator<Item = &'a [u8]> {
+    let (mut at, end) = (range.start, range.end);
+    between
+        .iter()
+        .map(|(before, chunk)| (*before, chunk.octets()))
+        .chain([(end, &[][..])])
+        .flat_map(move |(before, octets)| [&buffer[std::mem::replace(&mut at, before)..before], octets])
 }
 
 #[cfg(test)]

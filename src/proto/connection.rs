@@ -7,12 +7,18 @@
 //!
 //! Start at [`Connection::receive`]. It must never do I/O, read a clock or panic on what a peer sent.
 
+#[path = "deflate_connection.rs"]
+mod deflate;
+
 use std::ops::Range;
 
 use super::frame::{CONTROL_LEN_MAX, HEADER_LEN_MAX};
 use super::utf8::{self, Utf8};
-use super::{CloseCode, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close};
+use super::{
+    CloseCode, Codecs, Compressors, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close,
+};
 use crate::mask::{self, MaskingKey};
+use deflate::{Compression, Inflating};
 
 /// Octets left free in front of a message that is put together, for the header of its reply.
 const HEADROOM: usize = HEADER_LEN_MAX;
@@ -43,7 +49,8 @@ pub enum State {
 /// What one peer may ask of us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest message in octets; a longer one is refused with 1009 from its frame header alone.
+    /// The longest message in octets; a longer one is refused with 1009 from its frame header alone, and if
+    /// it is compressed, as soon as so much of it is inflated.
     pub message_size_max: u64,
     /// The most frames a message may be cut into; more are refused with 1008.
     pub fragments_max: u32,
@@ -122,10 +129,18 @@ struct Unfinished {
 /// What has arrived of a message, or of a control frame inside it, that could not be handled in place.
 #[derive(Debug)]
 struct Partial {
-    /// [`HEADROOM`], then the message so far. Empty when there is none yet.
+    /// [`HEADROOM`], then the message so far, as it came if it is compressed. Empty when there is none yet.
     message: Vec<u8>,
+    /// What the message so far inflates to, if it is compressed and there was memory to inflate it as it comes.
+    inflating: Option<Box<Inflating>>,
     control: [u8; CONTROL_LEN_MAX],
     control_len: u8,
+}
+
+impl Partial {
+    fn new() -> Box<Self> {
+        Box::new(Self { message: Vec::new(), inflating: None, control: [0; CONTROL_LEN_MAX], control_len: 0 })
+    }
 }
 
 /// The protocol state of one connection.
@@ -133,6 +148,8 @@ struct Partial {
 pub struct Connection {
     /// There only while a message or control frame is incomplete.
     partial: Option<Box<Partial>>,
+    /// There only if permessage-deflate was agreed on.
+    compression: Option<Box<Compression>>,
     /// Octets of the unfinished frame's payload that are still to come.
     payload_left: u64,
     /// Frames of the message in progress so far.
@@ -148,6 +165,8 @@ pub struct Connection {
     frame: Option<Unfinished>,
     /// The opcode of the message in progress, from its first frame to its last.
     message: Option<Opcode>,
+    /// The message in progress is compressed.
+    is_deflated: bool,
     role: Role,
     state: State,
 }
@@ -167,6 +186,7 @@ impl Connection {
     fn new(role: Role, key_state: u32) -> Self {
         Self {
             partial: None,
+            compression: None,
             payload_left: 0,
             fragments: 0,
             masking_key: MaskingKey::default(),
@@ -176,6 +196,7 @@ impl Connection {
             head_len: 0,
             frame: None,
             message: None,
+            is_deflated: false,
             role,
             state: State::Open,
         }
@@ -189,7 +210,8 @@ impl Connection {
 
     /// Takes in `buffer[at..]`, tells `handler` every whole message in it, and leaves in `replies` what goes
     /// back: echoes, pongs, Close frames. What is left of the buffer outside of [`Replies::range`] is
-    /// garbage afterwards.
+    /// garbage afterwards. `codecs` are the same in every call, and shared with other connections; one that
+    /// has not agreed on compression does not look at them.
     ///
     /// # Errors
     /// The peer broke a rule. The Close frame for it is among the replies, and the connection is
@@ -200,12 +222,13 @@ impl Connection {
         buffer: &mut [u8],
         at: usize,
         limits: &Limits,
+        codecs: &mut Codecs,
         replies: &mut Replies,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
         replies.clear(at);
         let mut input = Input { buffer, read: at, replies };
-        let result = self.receive_frames(&mut input, limits, handler);
+        let result = self.receive_frames(&mut input, limits, codecs, handler);
         if let Err(error) = result {
             self.fail(error, &mut input);
         }
@@ -220,6 +243,7 @@ impl Connection {
     pub fn close(&mut self, code: CloseCode, reason: &str, target: &mut Vec<u8>) {
         if self.state == State::Open {
             self.state = State::Closing;
+            self.forget_messages();
             self.write_control(
                 Opcode::Close,
                 &[&code.to_wire().to_be_bytes(), reason.as_bytes()].concat(),
@@ -242,6 +266,7 @@ impl Connection {
         &mut self,
         input: &mut Input<'_>,
         limits: &Limits,
+        codecs: &mut Codecs,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
         while self.state != State::Closed {
@@ -256,7 +281,12 @@ impl Connection {
                     let Some(header) = self.read_header(input)? else { return Ok(()) };
                     self.check_header(&header, limits)?;
                     if self.is_whole_message(&header, input) {
-                        self.whole_message(&header, input, handler)?;
+                        match self.compression {
+                            None => self.whole_message(&header, input, handler)?,
+                            Some(_) => {
+                                self.whole_message_with_deflate(&header, input, limits, codecs, handler)?;
+                            }
+                        }
                         continue;
                     }
                     if header.opcode.is_control() && header.payload_len <= input.unread_len() {
@@ -266,7 +296,7 @@ impl Connection {
                     self.begin_frame(&header)
                 }
             };
-            self.read_payload(frame, input)?;
+            self.read_payload(frame, input, limits, codecs)?;
             if self.payload_left > 0 {
                 return Ok(());
             }
@@ -274,14 +304,14 @@ impl Connection {
             if frame.opcode.is_control() {
                 self.end_control(frame.opcode, input, handler)?;
             } else if frame.fin {
-                self.end_message(input, handler)?;
+                self.end_message(input, limits, codecs, handler)?;
             }
         }
         Ok(())
     }
 
     /// The header of what nearly every frame is: a whole message of at most 125 octets from a client, all of
-    /// it here. Anything else, good or bad, is `None` and left to [`read_header`](Self::read_header) and what
+    /// it here, on a connection that compresses nothing. Anything else, good or bad, is `None` and left to [`read_header`](Self::read_header) and what
     /// follows it, which would do the same with this: `fuzz_targets/frame.rs` and the tests that cut their
     /// input take both ways.
     #[inline(always)]
@@ -296,7 +326,8 @@ impl Connection {
         };
         let len = usize::from(second).checked_sub(0x80)?; // not masked
         let is_small = len <= CONTROL_LEN_MAX && len <= rest.len() && len as u64 <= limits.message_size_max;
-        if !is_small || self.head_len != 0 || self.message.is_some() || self.role != Role::Server {
+        let is_idle = self.head_len == 0 && self.message.is_none();
+        if !is_small || !is_idle || self.role != Role::Server || self.compression.is_some() {
             return None;
         }
         input.read += 6;
@@ -340,8 +371,8 @@ impl Connection {
             (Role::Client, Some(_)) => return Err(ProtocolError::Masked),
             _ => {}
         }
-        if header.rsv1 {
-            return Err(ProtocolError::ReservedBit);
+        if header.rsv1 && (self.compression.is_none() || header.opcode == Opcode::Continuation) {
+            return Err(ProtocolError::ReservedBit); // RFC 7692 §6.1
         }
         if header.opcode.is_control() {
             return Ok(());
@@ -354,7 +385,9 @@ impl Connection {
             }
             _ => {}
         }
-        if header.payload_len > limits.message_size_max - self.message_len() as u64 {
+        if header.payload_len > limits.message_size_max.saturating_sub(self.message_len() as u64)
+            && !self.belongs_to_deflated(header)
+        {
             return Err(ProtocolError::MessageTooBig);
         }
         Ok(())
@@ -364,6 +397,11 @@ impl Connection {
     #[inline]
     fn message_len(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.message.len().saturating_sub(HEADROOM))
+    }
+
+    /// Whether this data frame's payload is compressed: then its length says nothing about the message's.
+    fn belongs_to_deflated(&self, header: &FrameHeader) -> bool {
+        header.rsv1 || (header.opcode == Opcode::Continuation && self.is_deflated)
     }
 
     /// Whether this is a message in one frame that is all here, with room for its reply in front of it.
@@ -385,27 +423,17 @@ impl Connection {
         input: &mut Input<'_>,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
-        let len = header.payload_len as usize;
-        let reply = FrameHeader::message(header.opcode, len);
-        let (header_len, payload_at) = (reply.encoded_len(), input.read);
-        input.read += len;
-        let (frame_at, is_ascii) = match header.masking_key {
-            Some(key) => {
-                let frame_at = input.replies.range.end;
-                (frame_at, mask::unmask_down(input.buffer, payload_at, frame_at + header_len, len, key))
-            }
-            // Nothing to decode: the message stays where it is.
-            None => (payload_at - header_len, false),
-        };
-        let frame = &mut input.buffer[frame_at..frame_at + header_len + len];
+        let reply = FrameHeader::message(header.opcode, header.payload_len as usize);
+        let (frame, header_len, is_ascii) = decode(header, input);
+        let octets = &mut input.buffer[frame.clone()];
         if header.opcode == Opcode::Text {
-            utf8::validate(&frame[header_len..], is_ascii)?;
+            utf8::validate(&octets[header_len..], is_ascii)?;
         }
         if self.state == State::Open {
-            reply.write(frame);
-            if handler.message(Message::new(frame, header_len, header.opcode)) == Reply::Echo {
+            reply.write(octets);
+            if handler.message(Message::new(octets, header_len, header.opcode)) == Reply::Echo {
                 debug_assert_eq!(self.role, Role::Server, "a client's echo would have to be masked");
-                input.replies.range.end = frame_at + header_len + len;
+                input.replies.range.end = frame.end;
             }
         }
         Ok(())
@@ -419,6 +447,7 @@ impl Connection {
         match header.opcode {
             Opcode::Text | Opcode::Binary => {
                 self.message = Some(header.opcode);
+                self.is_deflated = header.rsv1;
                 self.fragments = 1;
             }
             Opcode::Continuation => self.fragments += 1,
@@ -428,16 +457,25 @@ impl Connection {
     }
 
     /// Takes what is here of the unfinished frame's payload, and validates it if it is text.
-    fn read_payload(&mut self, frame: Unfinished, input: &mut Input<'_>) -> Result<(), ProtocolError> {
+    fn read_payload(
+        &mut self,
+        frame: Unfinished,
+        input: &mut Input<'_>,
+        limits: &Limits,
+        codecs: &mut Codecs,
+    ) -> Result<(), ProtocolError> {
         let unread = &input.buffer[input.read..];
         let len = self.payload_left.min(unread.len() as u64) as usize;
         if len == 0 {
             return Ok(());
         }
+        if self.is_deflated && !frame.opcode.is_control() {
+            self.read_deflated(input, len, limits, codecs)?;
+            self.advance(len, input);
+            return Ok(());
+        }
         let piece = &unread[..len];
-        let partial = self.partial.get_or_insert_with(|| {
-            Box::new(Partial { message: Vec::new(), control: [0; CONTROL_LEN_MAX], control_len: 0 })
-        });
+        let partial = self.partial.get_or_insert_with(Partial::new);
         if frame.opcode.is_control() {
             let at = usize::from(partial.control_len);
             let target = &mut partial.control[at..at + len];
@@ -457,19 +495,28 @@ impl Connection {
                 self.utf8.push(&message[at..], is_ascii)?;
             }
         }
+        self.advance(len, input);
+        Ok(())
+    }
+
+    fn advance(&mut self, len: usize, input: &mut Input<'_>) {
         self.masking_key = self.masking_key.advanced(len);
         self.payload_left -= len as u64;
         input.read += len;
-        Ok(())
     }
 
     /// A message that did not arrive whole in one read is complete now.
     fn end_message<H: Handler>(
         &mut self,
         input: &mut Input<'_>,
+        limits: &Limits,
+        codecs: &mut Codecs,
         handler: &mut H,
     ) -> Result<(), ProtocolError> {
         let opcode = self.message.take().expect("a data frame belongs to a message");
+        if self.is_deflated {
+            return self.end_deflated(opcode, input, limits, codecs, handler);
+        }
         self.utf8.finish()?;
         let mut octets = match self.partial.take() {
             Some(partial) if !partial.message.is_empty() => partial.message,
@@ -480,9 +527,13 @@ impl Connection {
         let start = HEADROOM - header_len;
         header.write(&mut octets[start..]);
         if self.state == State::Open
-            && handler.message(Message::new(&mut octets[start..], header_len, opcode)) == Reply::Echo
+            && handler.message(Message::new(&octets[start..], header_len, opcode)) == Reply::Echo
         {
-            input.push(octets, start);
+            if self.compression.is_some() && self.deflate(&octets[HEADROOM..], codecs) {
+                self.push_message(opcode, codecs, input);
+            } else {
+                input.push(octets, start);
+            }
         }
         Ok(())
     }
@@ -513,7 +564,7 @@ impl Connection {
         if let Some(partial) = &mut self.partial {
             len = usize::from(std::mem::take(&mut partial.control_len));
             payload[..len].copy_from_slice(&partial.control[..len]);
-            if partial.message.is_empty() {
+            if partial.message.is_empty() && partial.inflating.is_none() {
                 self.partial = None;
             }
         }
@@ -578,11 +629,16 @@ impl Connection {
 
     fn write_control(&mut self, opcode: Opcode, payload: &[u8], target: &mut Vec<u8>) {
         assert!(payload.len() <= CONTROL_LEN_MAX, "a control frame holds at most {CONTROL_LEN_MAX} octets");
+        self.write_frame(FrameHeader::message(opcode, payload.len()), payload, target);
+    }
+
+    /// Appends a frame of ours, masked if we are the client.
+    fn write_frame(&mut self, header: FrameHeader, payload: &[u8], target: &mut Vec<u8>) {
         let masking_key = match self.role {
             Role::Server => None,
             Role::Client => Some(self.next_key()),
         };
-        let header = FrameHeader { masking_key, ..FrameHeader::message(opcode, payload.len()) };
+        let header = FrameHeader { masking_key, ..header };
         let mut octets = [0; HEADER_LEN_MAX];
         let header_len = header.write(&mut octets);
         target.extend_from_slice(&octets[..header_len]);
@@ -596,6 +652,25 @@ impl Connection {
         self.key_state ^= self.key_state << 5;
         MaskingKey::from_wire(self.key_state.to_le_bytes())
     }
+}
+
+/// Decodes a whole message's payload to where its reply would have it: the place of that frame in the
+/// buffer, the length of its header, which is not written yet, and whether the payload is all ASCII.
+#[inline]
+fn decode(header: &FrameHeader, input: &mut Input<'_>) -> (Range<usize>, usize, bool) {
+    let len = header.payload_len as usize;
+    let header_len = FrameHeader::message(header.opcode, len).encoded_len();
+    let payload_at = input.read;
+    input.read += len;
+    let (frame_at, is_ascii) = match header.masking_key {
+        Some(key) => {
+            let frame_at = input.replies.range.end;
+            (frame_at, mask::unmask_down(input.buffer, payload_at, frame_at + header_len, len, key))
+        }
+        // Nothing to decode: the message stays where it is.
+        None => (payload_at - header_len, false),
+    };
+    (frame_at..frame_at + header_len + len, header_len, is_ascii)
 }
 
 /// The buffer of one receive: replies at its front, the frames that are not read yet at its end.

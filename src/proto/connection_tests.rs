@@ -25,7 +25,7 @@ impl Handler for Echo {
     }
 }
 
-fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
+pub(super) fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
     let bit = if key.is_some() { 0x80 } else { 0 };
     let mut octets = vec![first];
     match payload.len() {
@@ -46,11 +46,11 @@ fn raw_frame(first: u8, payload: &[u8], key: Option<[u8; 4]>) -> Vec<u8> {
     octets
 }
 
-fn from_client(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn from_client(first: u8, payload: &[u8]) -> Vec<u8> {
     raw_frame(first, payload, Some(KEY))
 }
 
-fn from_server(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn from_server(first: u8, payload: &[u8]) -> Vec<u8> {
     raw_frame(first, payload, None)
 }
 
@@ -67,7 +67,8 @@ fn run(
         let mut buffer = input[start..end].to_vec();
         start = end;
         let state = connection.state();
-        let outcome = connection.receive(&mut buffer, 0, &LIMITS, &mut replies, &mut echo);
+        let outcome =
+            connection.receive(&mut buffer, 0, &LIMITS, &mut Codecs::default(), &mut replies, &mut echo);
         assert!(state != State::Closed || (outcome.is_ok() && replies.to_vec(&buffer).is_empty()));
         sent.extend(replies.to_vec(&buffer));
         result = result.and(outcome);
@@ -83,7 +84,7 @@ fn serve(input: &[u8]) -> (Vec<u8>, Result<(), ProtocolError>) {
     (whole.0, whole.2)
 }
 
-fn close_frame(code: u16) -> Vec<u8> {
+pub(super) fn close_frame(code: u16) -> Vec<u8> {
     from_server(0x88, &code.to_be_bytes())
 }
 
@@ -107,7 +108,9 @@ fn replies_to_whole_messages_are_one_range_at_the_front_of_the_buffer() {
     let mut buffer =
         [from_client(0x81, b"one"), from_client(0x89, b"ping"), from_client(0x82, &[7; 300])].concat();
     let mut replies = Replies::default();
-    Connection::server().receive(&mut buffer, 0, &LIMITS, &mut replies, &mut Echo::default()).unwrap();
+    Connection::server()
+        .receive(&mut buffer, 0, &LIMITS, &mut Codecs::default(), &mut replies, &mut Echo::default())
+        .unwrap();
     let expected =
         [from_server(0x81, b"one"), from_server(0x8A, b"ping"), from_server(0x82, &[7; 300])].concat();
     assert!(replies.owned().is_empty());
@@ -118,7 +121,9 @@ fn replies_to_whole_messages_are_one_range_at_the_front_of_the_buffer() {
 fn octets_before_the_start_are_left_alone() {
     let mut buffer = [b"GET ".to_vec(), from_client(0x81, b"one")].concat();
     let mut replies = Replies::default();
-    Connection::server().receive(&mut buffer, 4, &LIMITS, &mut replies, &mut Echo::default()).unwrap();
+    Connection::server()
+        .receive(&mut buffer, 4, &LIMITS, &mut Codecs::default(), &mut replies, &mut Echo::default())
+        .unwrap();
     assert_eq!((&buffer[..4], &buffer[replies.range()]), (&b"GET "[..], &from_server(0x81, b"one")[..]));
 }
 
@@ -269,7 +274,7 @@ fn a_client_takes_unmasked_frames_and_masks_its_own() {
         let mut sent = Vec::new();
         for piece in [&input[..cut], &input[cut..]] {
             let mut buffer = piece.to_vec();
-            client.receive(&mut buffer, 0, &LIMITS, &mut replies, &mut sink).unwrap();
+            client.receive(&mut buffer, 0, &LIMITS, &mut Codecs::default(), &mut replies, &mut sink).unwrap();
             sent.extend(replies.to_vec(&buffer));
         }
         assert_eq!(sink.0, [from_server(0x81, "größe".as_bytes()), from_server(0x82, &[1; 200])]);
@@ -334,7 +339,7 @@ impl Step {
     }
 }
 
-fn cut_at(cuts: &[prop::sample::Index], len: usize) -> Vec<usize> {
+pub(super) fn cut_at(cuts: &[prop::sample::Index], len: usize) -> Vec<usize> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(len + 1)).collect();
     cuts.sort_unstable();
     cuts
@@ -382,7 +387,13 @@ fn run_is_quiet(octets: &[u8]) -> bool {
         }
     }
     let mut seen = Seen(false);
-    let _ =
-        Connection::client(1).receive(&mut octets.to_vec(), 0, &LIMITS, &mut Replies::default(), &mut seen);
+    let _ = Connection::client(1).receive(
+        &mut octets.to_vec(),
+        0,
+        &LIMITS,
+        &mut Codecs::default(),
+        &mut Replies::default(),
+        &mut seen,
+    );
     !seen.0
 }

@@ -2,7 +2,7 @@
 
 use super::CloseCode;
 
-/// A violation of RFC 6455 by the peer, or a limit of ours that it reached.
+/// A violation of RFC 6455 or RFC 7692 by the peer, or a limit of ours that it reached.
 ///
 /// The [`Connection`](super::Connection) that found it has already written the Close frame for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,8 @@ pub enum ProtocolError {
     ClosePayload,
     #[error("a Close frame has a status code that must not be sent (§7.4)")]
     CloseCode,
+    #[error("a compressed message cannot be inflated (RFC 7692 §7.2.2)")]
+    Compression,
     #[error("a message is longer than message_size_max")]
     MessageTooBig,
     #[error("a message has more fragments than fragments_max")]
@@ -40,7 +42,7 @@ impl ProtocolError {
     /// The status code to close with (RFC 6455 §7.4.1).
     pub const fn close_code(self) -> CloseCode {
         match self {
-            Self::InvalidUtf8 => CloseCode::INVALID_PAYLOAD,
+            Self::InvalidUtf8 | Self::Compression => CloseCode::INVALID_PAYLOAD,
             Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
             Self::TooManyFragments => CloseCode::POLICY_VIOLATION,
             _ => CloseCode::PROTOCOL_ERROR,

@@ -2,10 +2,10 @@
 
 use super::Opcode;
 
-/// One whole message, unmasked and, if it is text, valid UTF-8.
+/// One whole message, unmasked, inflated if it was compressed, and valid UTF-8 if it is text.
 #[derive(Debug)]
 pub struct Message<'a> {
-    frame: &'a mut [u8],
+    frame: &'a [u8],
     header_len: usize,
     opcode: Opcode,
 }
@@ -13,7 +13,7 @@ pub struct Message<'a> {
 impl<'a> Message<'a> {
     /// `frame` is the message as one unmasked frame whose header has `header_len` octets.
     #[inline]
-    pub(super) fn new(frame: &'a mut [u8], header_len: usize, opcode: Opcode) -> Self {
+    pub(super) fn new(frame: &'a [u8], header_len: usize, opcode: Opcode) -> Self {
         debug_assert!(header_len <= frame.len() && !opcode.is_control());
         Self { frame, header_len, opcode }
     }
@@ -30,13 +30,7 @@ impl<'a> Message<'a> {
         &self.frame[self.header_len..]
     }
 
-    /// The application data, to be changed where it stands. A text message must stay UTF-8.
-    #[inline]
-    pub fn payload_mut(&mut self) -> &mut [u8] {
-        &mut self.frame[self.header_len..]
-    }
-
-    /// The whole message as one unmasked frame: what a server sends to pass it on.
+    /// The whole message as one unmasked, uncompressed frame: what a server sends to pass it on.
     #[inline]
     pub fn frame(&self) -> &[u8] {
         self.frame

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::hub::Batch;
 use crate::net::Wake;
 
 /// Messages that another worker published to a room.
 #[derive(Debug)]
 pub(super) struct Mail {
     pub(super) room: Arc<str>,
-    pub(super) octets: Arc<Vec<u8>>,
-    pub(super) messages: u32,
+    pub(super) batch: Batch,
 }
 
 #[derive(Default)]
@@ -49,10 +49,11 @@ impl Inbox {
     pub(super) fn put(&self, mail: Mail) -> bool {
         {
             let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-            if contents.octets > 0 && contents.octets + mail.octets.len() > self.bytes_max {
+            let len = mail.batch.len();
+            if contents.octets > 0 && contents.octets + len > self.bytes_max {
                 return false;
             }
-            contents.octets += mail.octets.len();
+            contents.octets += len;
             contents.mail.push(mail);
         }
         self.wake();
@@ -111,7 +112,7 @@ mod tests {
     }
 
     fn mail(len: usize) -> Mail {
-        Mail { room: "/room".into(), octets: Arc::new(vec![0; len]), messages: 1 }
+        Mail { room: "/room".into(), batch: Batch::plain(vec![0; len], 1) }
     }
 
     #[test]

@@ -45,6 +45,8 @@ counters! {
     closed_total,
     /// Times that accepting paused for want of descriptors or memory.
     accept_pauses_total,
+    /// Times that a receive had to wait because every receive buffer of the ring was in use (io_uring only).
+    receive_starved_total,
     /// Connections refused with 503 because of `connections_max`.
     refused_total,
     /// Opening handshakes completed.
@@ -55,6 +57,10 @@ counters! {
     received_bytes_total,
     /// Messages received.
     messages_total,
+    /// Opening handshakes that agreed on permessage-deflate.
+    deflate_agreed_total,
+    /// Of these, the ones that got no context takeover because of `deflate_memory_bytes_max`.
+    deflate_takeover_refused_total,
     /// Connections failed because the peer broke the protocol or a limit of it.
     protocol_errors_total,
     /// Connections closed because the handshake took too long.

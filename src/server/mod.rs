@@ -25,6 +25,7 @@ pub use simulation::{OneWorker, Simulation};
 
 use crate::config::{Config, Io};
 use crate::net::epoll::EpollBackend;
+use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
 use hub::Directory;
@@ -46,6 +47,9 @@ pub enum StartError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// `--io uring` where that does not work.
+    #[error("--io uring: {0}")]
+    Uring(uring::Unavailable),
     /// A worker that could not be set up.
     #[error("--workers: worker {worker} could not start: {source}")]
     Worker {
@@ -89,6 +93,7 @@ impl Shared {
                     ..HandshakeLimits::default()
                 },
                 policy: config.upgrade_policy().map_err(StartError::Config)?,
+                deflate: config.deflate_policy(),
             },
             inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
             directory: Arc::default(),
@@ -138,25 +143,42 @@ impl Server {
             listeners.iter_mut().zip(sockets).for_each(|(listeners, socket)| listeners.push(socket));
         }
         let mut server = Self { endpoints, shared: shared.clone(), workers: Vec::new(), unix_paths };
+        let (tried, is_tried) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
-        for (index, listeners) in listeners.into_iter().enumerate() {
+        let mut starts = Vec::new();
+        for index in 0..count {
             // Workers beyond the cores share them.
             let core = cores.get(index % cores.len().max(1)).copied().filter(|_| !shared.config.no_pin);
-            let (shared, ready) = (shared.clone(), ready.clone());
+            let (shared, tried, ready) = (shared.clone(), tried.clone(), ready.clone());
+            let (start, is_started) = mpsc::channel();
             let worker = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
                 }
-                match shared.config.io {
-                    Io::Auto | Io::Epoll => {
-                        let buffer = shared.config.receive_buffer_bytes as usize;
-                        serve(index, shared, EpollBackend::new(listeners, buffer), ready)
-                    }
-                }
+                work(index, shared, tried, is_started, ready)
             });
             server.workers.push(worker.map_err(|source| StartError::Worker { worker: index, source })?);
+            starts.push(start);
         }
-        drop(ready);
+        drop((tried, ready));
+        let mut io = shared.config.io;
+        for result in is_tried {
+            match (result, shared.config.io) {
+                (Ok(()), _) => {}
+                (Err(error), Io::Uring) => return Err(StartError::Uring(error)),
+                (Err(error), _) => {
+                    if io != Io::Epoll {
+                        tracing::warn!("epoll is used: {error}");
+                    }
+                    io = Io::Epoll;
+                }
+            }
+        }
+        tracing::info!(io = if io == Io::Epoll { "epoll" } else { "uring" }, "all workers use");
+        for (start, listeners) in starts.into_iter().zip(listeners) {
+            // A worker that is gone has sent its error, which comes next.
+            let _ = start.send((io, listeners));
+        }
         for (worker, result) in is_ready {
             // On an error `server` is dropped, which stops and joins the workers that did start.
             result.map_err(|source| StartError::Worker { worker, source })?;
@@ -236,7 +258,42 @@ impl Drop for Server {
     }
 }
 
-/// The whole life of a worker's thread, once its backend was tried.
+/// The whole life of a worker's thread. A ring is made on the thread that uses it, and no worker accepts
+/// anything before every worker's ring was tried.
+fn work(
+    index: usize,
+    shared: Arc<Shared>,
+    tried: mpsc::Sender<Result<(), uring::Unavailable>>,
+    is_started: mpsc::Receiver<(Io, Vec<Listener>)>,
+    ready: mpsc::Sender<(usize, io::Result<()>)>,
+) -> io::Result<()> {
+    let config = &shared.config;
+    let options = config.uring_options();
+    let (result, uring) = match config.io {
+        Io::Epoll => (Ok(()), None),
+        Io::Auto | Io::Uring => match UringBackend::new(&options) {
+            Ok(backend) => (Ok(()), Some(backend)),
+            Err(error) => (Err(error), None),
+        },
+    };
+    // Whoever is not there any more does not start this worker either.
+    let _ = tried.send(result);
+    drop(tried);
+    let Ok((io, listeners)) = is_started.recv() else { return Ok(()) };
+    match uring.filter(|_| io != Io::Epoll) {
+        Some(mut backend) => {
+            let backend = backend.listen(listeners).map(|()| backend);
+            serve(index, shared, backend, ready)
+        }
+        None => {
+            let buffer = config.receive_buffer_bytes as usize;
+            let backend = EpollBackend::new(listeners, buffer);
+            serve(index, shared, backend, ready)
+        }
+    }
+}
+
+/// A worker, once its backend was made.
 fn serve<B: Backend>(
     index: usize,
     shared: Arc<Shared>,

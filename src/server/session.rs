@@ -5,10 +5,13 @@
 
 use super::app::{self, App, Context};
 use super::http;
-use super::metrics::Counters;
+use super::hub::Encoding;
 use crate::config::Mode;
-use crate::proto::handshake::{HandshakeLimits, HeadScanner, Request, UpgradePolicy};
-use crate::proto::{CloseCode, Connection, Handler, Limits, Message, Owned, Replies, Reply, State};
+use crate::proto::handshake::{HandshakeLimits, HeadScanner, Rejection, Request, UpgradePolicy};
+use crate::proto::{
+    CloseCode, Codecs, Connection, DeflateParams, DeflatePolicy, Handler, Limits, Message, Owned, Replies,
+    Reply, State,
+};
 
 /// What sessions share, parsed once from the configuration.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(super) struct Rules {
     pub(super) limits: Limits,
     pub(super) handshake: HandshakeLimits,
     pub(super) policy: UpgradePolicy,
+    /// Whether and how to agree on permessage-deflate.
+    pub(super) deflate: Option<DeflatePolicy>,
 }
 
 pub(super) struct Session {
@@ -92,14 +97,14 @@ impl Session {
         &mut self,
         buffer: &mut [u8],
         rules: &Rules,
-        counters: &Counters,
         context: &mut Context<'_>,
+        codecs: &mut Codecs,
         replies: &mut Replies,
     ) -> Step {
         let result = match &mut self.phase {
             Phase::Open(connection, app) => {
-                let mut messages = Messages { app: &mut **app, context, counters };
-                let result = connection.receive(buffer, 0, &rules.limits, replies, &mut messages);
+                let mut messages = Messages { app: &mut **app, context };
+                let result = connection.receive(buffer, 0, &rules.limits, codecs, replies, &mut messages);
                 if connection.state() == State::Open {
                     self.pinged = false;
                     return Step::Active;
@@ -107,7 +112,7 @@ impl Session {
                 result
             }
             Phase::Closing(connection) => {
-                let result = connection.receive(buffer, 0, &rules.limits, replies, &mut Ignore);
+                let result = connection.receive(buffer, 0, &rules.limits, codecs, replies, &mut Ignore);
                 if connection.state() != State::Closed {
                     return Step::Wait;
                 }
@@ -122,10 +127,10 @@ impl Session {
                 replies.clear(0);
                 return Step::Wait;
             }
-            Phase::Http(_) => return self.http(buffer, rules, counters, context, replies),
+            Phase::Http(_) => return self.http(buffer, rules, context, codecs, replies),
         };
         if let Err(error) = result {
-            counters.protocol_errors_total.add(1);
+            context.counters.protocol_errors_total.add(1);
             tracing::debug!(conn = context.conn.index, %error, "the peer broke the protocol");
         }
         self.finish(context);
@@ -138,8 +143,8 @@ impl Session {
         &mut self,
         buffer: &mut [u8],
         rules: &Rules,
-        counters: &Counters,
         context: &mut Context<'_>,
+        codecs: &mut Codecs,
         replies: &mut Replies,
     ) -> Step {
         let Phase::Http(head) = &mut self.phase else { unreachable!("only called while HTTP is spoken") };
@@ -166,12 +171,9 @@ impl Session {
                 Ok(Some((request, len))) => {
                     at += len - kept;
                     if request.wants_upgrade() {
-                        request.upgrade(&rules.policy).map(|accepted| {
-                            accepted.write(&mut answers);
-                            Some(app::open(request.path(), rules.mode, context))
-                        })
+                        upgrade(&request, rules, context, codecs, &mut answers).map(Some)
                     } else {
-                        counters.http_requests_total.add(1);
+                        context.counters.http_requests_total.add(1);
                         if !http::answer(&request, &mut answers) {
                             step = Step::Finish;
                             self.phase = Phase::Finished;
@@ -187,12 +189,11 @@ impl Session {
                     step = Step::Active;
                     head = Head::default();
                 }
-                Ok(Some(app)) => {
-                    counters.upgraded_total.add(1);
-                    self.phase = Phase::Open(Connection::server(), app);
+                Ok(Some((connection, app))) => {
+                    self.phase = Phase::Open(connection, app);
                     // What follows the handshake is frames.
                     let rest = &mut buffer[at..];
-                    step = self.received(rest, rules, counters, context, replies);
+                    step = self.received(rest, rules, context, codecs, replies);
                     // The answers go before everything else that there is to say.
                     let first = Owned { at: replies.range().start, octets: answers, start: 0 };
                     replies.owned().insert(0, first);
@@ -200,7 +201,7 @@ impl Session {
                     return step;
                 }
                 Err(rejection) => {
-                    counters.http_requests_total.add(1);
+                    context.counters.http_requests_total.add(1);
                     tracing::debug!(conn = context.conn.index, error = %rejection, "the handshake was refused");
                     rejection.write(&mut answers);
                     step = Step::Finish;
@@ -254,17 +255,63 @@ impl Session {
     }
 }
 
+/// Accepts a request for a WebSocket connection, and appends the answer to `answers`.
+fn upgrade(
+    request: &Request<'_>,
+    rules: &Rules,
+    context: &mut Context<'_>,
+    codecs: &Codecs,
+    answers: &mut Vec<u8>,
+) -> Result<(Connection, Box<dyn App>), Rejection> {
+    let accepted = request.upgrade(&rules.policy)?;
+    let service = app::service(request.path(), rules.mode);
+    let mut connection = Connection::server();
+    let mut encoding = Encoding::PLAIN;
+    match agree_on_deflate(request, rules, service.uses_hub, &mut connection, codecs, context) {
+        None => accepted.write(answers),
+        Some(params) => {
+            context.counters.deflate_agreed_total.add(1);
+            accepted.with_extensions(&params.to_string()).write(answers);
+            encoding = Encoding::deflate(params.server_window_bits());
+        }
+    }
+    context.counters.upgraded_total.add(1);
+    Ok((connection, (service.open)(request.path(), encoding, context)))
+}
+
+/// Agrees on permessage-deflate if the client offers what we can have: without context takeover where there
+/// is no memory for it.
+fn agree_on_deflate(
+    request: &Request<'_>,
+    rules: &Rules,
+    uses_hub: bool,
+    connection: &mut Connection,
+    codecs: &Codecs,
+    context: &Context<'_>,
+) -> Option<DeflateParams> {
+    let mut policy = rules.deflate?;
+    policy.server_no_context_takeover |= uses_hub;
+    let params = policy.answer(request.extension_offers().flatten())?;
+    if connection.agree_on_deflate(params, codecs) {
+        return Some(params);
+    }
+    context.counters.deflate_takeover_refused_total.add(1);
+    policy.server_no_context_takeover = true;
+    policy.client_no_context_takeover = true;
+    let params = policy.answer(request.extension_offers().flatten())?;
+    connection.agree_on_deflate(params, codecs).then_some(params)
+}
+
 /// Passes the connection's messages to its application.
 struct Messages<'a, 'c> {
     app: &'a mut dyn App,
     context: &'a mut Context<'c>,
-    counters: &'a Counters,
 }
 
 impl Handler for Messages<'_, '_> {
     #[inline]
     fn message(&mut self, message: Message<'_>) -> Reply {
-        self.counters.messages_total.add(1);
+        self.context.counters.messages_total.add(1);
         self.app.message(message, self.context)
     }
 }
@@ -275,5 +322,89 @@ struct Ignore;
 impl Handler for Ignore {
     fn message(&mut self, _: Message<'_>) -> Reply {
         Reply::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::SlowConsumer;
+    use crate::net::ConnId;
+    use crate::proto::{Compressors, DeflateSettings};
+    use crate::server::hub::{Hub, Policy};
+    use crate::server::inbox::Inbox;
+    use crate::server::metrics::Counters;
+
+    /// What is agreed on about compression when `offer` asks for `path`.
+    fn agreed(
+        deflate: Option<DeflatePolicy>,
+        codecs: &mut Codecs,
+        path: &str,
+        offer: &str,
+    ) -> Option<String> {
+        let rules = Rules {
+            mode: Mode::Echo,
+            limits: Limits { message_size_max: 1000, fragments_max: 10 },
+            handshake: HandshakeLimits::default(),
+            policy: UpgradePolicy::default(),
+            deflate,
+        };
+        let policy = Policy { slow_consumer: SlowConsumer::Close, send_queue_bytes_max: 1000 };
+        let (inboxes, counters): (Arc<[Inbox]>, Arc<Counters>) = ([Inbox::new(1000)].into(), Arc::default());
+        let compressors = Compressors::default();
+        let mut hub = Hub::new(0, Arc::default(), inboxes, counters.clone(), policy, compressors);
+        let conn = ConnId { index: 0, generation: 0 };
+        let mut context = Context { conn, hub: &mut hub, counters: &counters };
+        let mut request = format!(
+            "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Extensions: {offer}\r\n\r\n"
+        )
+        .into_bytes();
+        let (mut session, mut replies) = (Session::new(Mode::Echo), Replies::default());
+        session.received(&mut request, &rules, &mut context, codecs, &mut replies);
+        let answer = String::from_utf8(replies.to_vec(&request)).unwrap();
+        session.finish(&mut context);
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        let value = answer.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Extensions: "));
+        assert_eq!(counters.deflate_agreed_total.value(), u64::from(value.is_some()));
+        value.map(str::to_owned)
+    }
+
+    const TAKEOVER: Option<DeflatePolicy> = Some(DeflatePolicy {
+        server_no_context_takeover: false,
+        client_no_context_takeover: false,
+        window_bits_max: 15,
+    });
+
+    #[test]
+    fn compression_is_agreed_on_only_where_it_is_on() {
+        let mut codecs = Codecs::default();
+        assert_eq!(agreed(None, &mut codecs, "/", "permessage-deflate"), None);
+        assert_eq!(agreed(TAKEOVER, &mut codecs, "/", "permessage-deflate").unwrap(), "permessage-deflate");
+        assert_eq!(agreed(TAKEOVER, &mut codecs, "/", "permessage-deflate; unknown"), None);
+    }
+
+    #[test]
+    fn what_a_room_sends_refers_to_no_other_message() {
+        let answer = agreed(TAKEOVER, &mut Codecs::default(), "/broadcast/a", "permessage-deflate").unwrap();
+        assert_eq!(answer, "permessage-deflate; server_no_context_takeover");
+    }
+
+    #[test]
+    fn where_memory_is_used_up_no_context_takeover_is_agreed_on() {
+        let settings = DeflateSettings { memory_bytes_max: (64 << 10) - 1, ..DeflateSettings::default() };
+        let answer = agreed(
+            TAKEOVER,
+            &mut Codecs::new(settings),
+            "/",
+            "permessage-deflate; server_max_window_bits=15",
+        );
+        assert_eq!(
+            answer.unwrap(),
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=15"
+        );
     }
 }

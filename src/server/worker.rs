@@ -15,7 +15,7 @@ use super::inbox::{Inbox, Mail};
 use super::metrics::Counters;
 use super::session::{Awaits, Session, Step};
 use crate::net::{Backend, Chunk, Completion, ConnId};
-use crate::proto::{CloseCode, Replies};
+use crate::proto::{CloseCode, Codecs, Compressors, Replies};
 
 /// How often a drain goes on with its next connections.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
@@ -40,6 +40,7 @@ pub(crate) struct Worker<B> {
     logged: Option<Instant>,
     /// Kept from one use to the next for their memory.
     replies: Replies,
+    codecs: Codecs,
     mail: Vec<Mail>,
     due: Vec<u32>,
 }
@@ -67,10 +68,11 @@ impl<B: Backend> Worker<B> {
             send_queue_bytes_max: config.send_queue_bytes_max(),
         };
         let inboxes = shared.inboxes.clone();
+        let compressors = Compressors::new(config.deflate_settings());
         let ms = |ms: u32| Ticks::from(Duration::from_millis(ms.into()));
         Self {
             index,
-            hub: Hub::new(index, shared.directory.clone(), inboxes, counters.clone(), policy),
+            hub: Hub::new(index, shared.directory.clone(), inboxes, counters.clone(), policy, compressors),
             sessions: Vec::new(),
             session_count: 0,
             deadlines: Deadlines::new(backend.now()),
@@ -83,6 +85,7 @@ impl<B: Backend> Worker<B> {
             drain: None,
             logged: None,
             replies: Replies::default(),
+            codecs: Codecs::new(config.deflate_settings()),
             mail: Vec::new(),
             due: Vec::new(),
             backend,
@@ -152,6 +155,7 @@ impl<B: Backend> Worker<B> {
             Completion::Eof(conn) => self.finish(conn),
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
+            Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
             Completion::Woken => {}
         }
     }
@@ -162,9 +166,9 @@ impl<B: Backend> Worker<B> {
             self.sessions[conn.index as usize].as_mut().expect("it was accepted and is not closed");
         let buffer = self.backend.received();
         self.counters.received_bytes_total.add(buffer.len() as u64);
-        let mut context = Context { conn, hub: &mut self.hub };
-        let step =
-            session.received(buffer, &self.shared.rules, &self.counters, &mut context, &mut self.replies);
+        let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
+        let rules = &self.shared.rules;
+        let step = session.received(buffer, rules, &mut context, &mut self.codecs, &mut self.replies);
         let between = self.replies.owned();
         let between = if between.is_empty() {
             Vec::new()
@@ -219,7 +223,7 @@ impl<B: Backend> Worker<B> {
     /// Has the backend send what there is, and close in good order.
     fn finish(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        session.finish(&mut Context { conn, hub: &mut self.hub });
+        session.finish(&mut Context { conn, hub: &mut self.hub, counters: &self.counters });
         self.backend.finish(conn);
         self.set_deadline(conn);
     }
@@ -227,7 +231,8 @@ impl<B: Backend> Worker<B> {
     /// Starts the closing handshake, or finishes where there is none to be had.
     fn close(&mut self, conn: ConnId, code: CloseCode, reason: &str) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        match session.close(code, reason, &mut Context { conn, hub: &mut self.hub }) {
+        let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
+        match session.close(code, reason, &mut context) {
             Some(frame) => self.backend.send(conn, frame.into()),
             None => self.backend.finish(conn),
         }
@@ -237,7 +242,7 @@ impl<B: Backend> Worker<B> {
     fn closed(&mut self, conn: ConnId, error: Option<io::Error>) {
         let (_, mut session) =
             self.sessions[conn.index as usize].take().expect("every connection closes once");
-        session.finish(&mut Context { conn, hub: &mut self.hub });
+        session.finish(&mut Context { conn, hub: &mut self.hub, counters: &self.counters });
         self.session_count -= 1;
         self.deadlines.set(conn.index, None);
         self.counters.closed_total.add(1);

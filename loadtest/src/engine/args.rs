@@ -82,7 +82,8 @@ pub struct RunArgs {
     /// Binary messages (at least 20 octets; the default)
     #[arg(long, help_heading = "Messages")]
     pub binary: bool,
-    /// Offer permessage-deflate
+    /// Offer permessage-deflate, and refuse a server that declines it. The filler of messages is random
+    /// printable ASCII: alone it shrinks by a sixth, with context takeover much further
     #[arg(long, help_heading = "Messages")]
     pub deflate: bool,
     /// Seed of sizes, masking keys and Poisson arrivals

@@ -35,6 +35,8 @@ pub(super) struct Conn {
     pub stage: Stage,
     /// Its protocol state, once it is open.
     pub protocol: Protocol,
+    /// Messages may be compressed.
+    pub deflates: bool,
     /// Its messages.
     pub traffic: Traffic,
     /// Connect mode: when it was to be opened, in ns.
@@ -65,6 +67,7 @@ impl Conn {
             generation,
             stage: Stage::Connecting,
             protocol: Protocol::client(number.wrapping_mul(0x9E37_79B9)),
+            deflates: false,
             traffic: Traffic { number, ..Traffic::default() },
             intended_ns,
             started_ns,

@@ -209,7 +209,13 @@ impl Worker {
                     sequence: conn.traffic.outstanding.next(),
                     sender: conn.traffic.number,
                 };
-                self.composer.compose(stamp, size, &mut self.send_buffer);
+                if conn.deflates {
+                    self.plain.clear();
+                    self.composer.payload(stamp, size, &mut self.plain);
+                    conn.protocol.send(plan.opcode, &self.plain, &mut self.codecs, &mut self.send_buffer);
+                } else {
+                    self.composer.compose(stamp, size, &mut self.send_buffer);
+                }
                 conn.traffic.outstanding.sent(sent);
                 self.book.sent(sent, size, expected);
             }
@@ -280,6 +286,10 @@ impl Worker {
                 self.open_count += 1;
                 conn.stage = Stage::Open;
                 conn.stage_ns = now_ns;
+                if let Some(params) = upgraded.deflate {
+                    conn.deflates = conn.protocol.agree_on_deflate(params, &self.codecs);
+                    assert!(conn.deflates, "there is no limit of memory here");
+                }
                 let intended_ns = conn.intended_ns;
                 if self.shared.plan.mode == Mode::Connect {
                     conn.traffic.backlog.push_back(intended_ns);
@@ -314,7 +324,8 @@ impl Worker {
             opcode: self.shared.plan.opcode,
         };
         let octets = &mut self.receive_buffer[..len];
-        let outcome = conn.protocol.receive(octets, at, &LIMITS, &mut self.replies, &mut receiver);
+        let (codecs, replies) = (&mut self.codecs, &mut self.replies);
+        let outcome = conn.protocol.receive(octets, at, &LIMITS, codecs, replies, &mut receiver);
         if !self.replies.owned().is_empty() {
             self.send_buffer.clear();
             for owned in self.replies.owned().drain(..) {

@@ -95,9 +95,6 @@ impl Plan {
                 if args.text { "text" } else { "binary" }
             );
         }
-        if args.deflate {
-            bail!("--deflate: permessage-deflate is not supported yet");
-        }
         if args.duration.is_zero() {
             bail!("--duration: nothing can be measured in no time");
         }

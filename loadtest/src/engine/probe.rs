@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use resound::proto::{Connection, Handler, Limits, Message, Replies, Reply, State};
+use resound::proto::{Codecs, Connection, DeflateParams, Handler, Limits, Message, Replies, Reply, State};
 
 use super::socket;
 use super::stamp::{Composer, Stamp};
@@ -44,17 +44,23 @@ pub(super) fn probe(shared: &Shared) -> anyhow::Result<Found> {
     stream.set_nodelay(true).context("TCP_NODELAY")?;
     let mut found = Found::default();
     let mut buffer = vec![0; 64 << 10];
-    let mut frames = upgrade(shared, &mut stream, deadline, &mut buffer, &mut found)?;
+    let (mut frames, deflate) = upgrade(shared, &mut stream, deadline, &mut buffer, &mut found)?;
 
-    let mut send = Vec::new();
-    let stamp = Stamp { intended_ns: 0, sequence: 0, sender: SENDER };
-    Composer::new(plan.opcode, plan.sizes.min(), plan.seed).compose(stamp, plan.sizes.min(), &mut send);
-    stream.write_all(&send).with_context(|| format!("{address} took the upgrade, but no message"))?;
     let mut protocol = Connection::client(1);
+    let mut codecs = Codecs::default();
+    if let Some(params) = deflate {
+        assert!(protocol.agree_on_deflate(params, &codecs), "there is memory for one connection");
+    }
+    let (mut payload, mut send) = (Vec::new(), Vec::new());
+    let stamp = Stamp { intended_ns: 0, sequence: 0, sender: SENDER };
+    Composer::new(plan.opcode, plan.sizes.min(), plan.seed).payload(stamp, plan.sizes.min(), &mut payload);
+    protocol.send(plan.opcode, &payload, &mut codecs, &mut send);
+    stream.write_all(&send).with_context(|| format!("{address} took the upgrade, but no message"))?;
     let mut replies = Replies::default();
     let mut messages = Count(0);
     loop {
-        let outcome = protocol.receive(&mut buffer[frames.clone()], 0, &LIMITS, &mut replies, &mut messages);
+        let octets = &mut buffer[frames.clone()];
+        let outcome = protocol.receive(octets, 0, &LIMITS, &mut codecs, &mut replies, &mut messages);
         if let Err(error) = outcome {
             bail!("{address} does not speak RFC 6455: {error}");
         }
@@ -81,19 +87,19 @@ pub(super) fn probe(shared: &Shared) -> anyhow::Result<Found> {
     while protocol.state() != State::Closed
         && let Ok(len) = read(&mut stream, Instant::now() + Duration::from_secs(1), &mut buffer)
     {
-        let _ = protocol.receive(&mut buffer[..len], 0, &LIMITS, &mut replies, &mut messages);
+        let _ = protocol.receive(&mut buffer[..len], 0, &LIMITS, &mut codecs, &mut replies, &mut messages);
     }
     Ok(found)
 }
 
-/// Upgrades; returns where in `buffer` frames have arrived already.
+/// Upgrades; returns where in `buffer` frames have arrived already, and what was agreed about compression.
 fn upgrade(
     shared: &Shared,
     stream: &mut TcpStream,
     deadline: Instant,
     buffer: &mut [u8],
     found: &mut Found,
-) -> anyhow::Result<std::ops::Range<usize>> {
+) -> anyhow::Result<(std::ops::Range<usize>, Option<DeflateParams>)> {
     let address = shared.plan.target.address;
     let mut send = Vec::new();
     let mut rng = fastrand::Rng::with_seed(shared.plan.seed ^ 3);
@@ -115,7 +121,7 @@ fn upgrade(
             found.server_header = header.map(|value| String::from_utf8_lossy(value).into_owned());
         });
         match outcome {
-            Ok(Some(upgraded)) => return Ok(upgraded.taken..len),
+            Ok(Some(upgraded)) => return Ok((upgraded.taken..len, upgraded.deflate)),
             Ok(None) => {}
             Err(reason) => bail!("{}: {reason}", shared.plan.target.url),
         }

@@ -114,11 +114,29 @@ impl Composer {
     /// If `size` is below [`len_min`] or above `size_max`.
     #[inline]
     pub(super) fn compose(&mut self, stamp: Stamp, size: usize, target: &mut Vec<u8>) {
-        let key = MaskingKey::from_wire(self.keys.u32(..).to_le_bytes());
+        self.put(stamp, size, true, target);
+    }
+
+    /// Appends the payload of one message of `size` octets to `target`, for who frames it.
+    ///
+    /// # Panics
+    /// As [`compose`](Self::compose).
+    pub(super) fn payload(&mut self, stamp: Stamp, size: usize, target: &mut Vec<u8>) {
+        self.put(stamp, size, false, target);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, stamp: Stamp, size: usize, is_frame: bool, target: &mut Vec<u8>) {
+        // A key of zeros changes nothing: a payload alone is not masked.
+        let key = if is_frame {
+            MaskingKey::from_wire(self.keys.u32(..).to_le_bytes())
+        } else {
+            MaskingKey::default()
+        };
         let header = FrameHeader { masking_key: Some(key), ..FrameHeader::message(self.opcode, size) };
         // Header and stamp are put together on the stack, so that a small message is one copy.
         let mut front = [0; HEADER_LEN_MAX + TEXT_LEN];
-        let head_len = header.write(&mut front);
+        let head_len = if is_frame { header.write(&mut front) } else { 0 };
 
         let start = stamp.filler_start();
         let stamp_len = len_min(self.opcode);

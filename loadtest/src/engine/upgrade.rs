@@ -1,6 +1,7 @@
 //! Our side of the opening handshake, connection by connection.
 
 use resound::proto::handshake::{ClientRequest, HandshakeLimits, HeadScanner, Response};
+use resound::proto::{DeflateOffer, DeflateParams};
 
 use super::args::RunArgs;
 use super::target::Target;
@@ -13,6 +14,7 @@ pub(super) struct Upgrade {
     subprotocols: Vec<String>,
     origin: Option<String>,
     headers: Vec<(String, String)>,
+    deflate: Option<DeflateOffer>,
 }
 
 /// An upgrade that waits for its response.
@@ -29,6 +31,8 @@ pub(super) struct Pending {
 pub(super) struct Upgraded {
     /// How many of the octets just received belong to the response; frames follow.
     pub taken: usize,
+    /// How messages are compressed, if they may be.
+    pub deflate: Option<DeflateParams>,
 }
 
 impl Upgrade {
@@ -49,6 +53,10 @@ impl Upgrade {
             subprotocols: args.subprotocol.clone(),
             origin: origins.into_iter().next().map(|(_, value)| value),
             headers,
+            // As browsers do: the server may limit our window.
+            deflate: args
+                .deflate
+                .then(|| DeflateOffer { client_max_window_bits: Some(None), ..DeflateOffer::default() }),
         };
         upgrade.with_request([0; 16], |request| request.write(&mut Vec::new()))?;
         Ok(upgrade)
@@ -91,9 +99,22 @@ impl Upgrade {
         match Response::parse(head, &mut pending.scanner, &HandshakeLimits::default()) {
             Ok(Some((response, len))) => {
                 look(&response);
-                self.with_request(pending.nonce, |request| response.verify(request).map(|_| ()))
-                    .map_err(|error| error.to_string())?;
-                Ok(Some(Upgraded { taken: len - before }))
+                let deflate = self.with_request(pending.nonce, |request| {
+                    let agreed = response.verify(request).map_err(|error| error.to_string())?;
+                    match (&self.deflate, agreed.extensions) {
+                        (Some(offer), Some(answer)) => {
+                            offer.verify(answer).map_err(|error| error.to_string())
+                        }
+                        _ => Ok(None),
+                    }
+                })?;
+                if self.deflate.is_some() && deflate.is_none() {
+                    return Err(
+                        "the server declines permessage-deflate; leave out --deflate, or turn it on there"
+                            .into(),
+                    );
+                }
+                Ok(Some(Upgraded { taken: len - before, deflate }))
             }
             Ok(None) => {
                 if before == 0 {
@@ -109,12 +130,13 @@ impl Upgrade {
         let subprotocols: Vec<&str> = self.subprotocols.iter().map(String::as_str).collect();
         let headers: Vec<(&str, &str)> =
             self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let extensions = self.deflate.map(|offer| offer.to_string());
         then(&ClientRequest {
             host: &self.host,
             target: &self.resource,
             nonce,
             subprotocols: &subprotocols,
-            extensions: None,
+            extensions: extensions.as_deref(),
             origin: self.origin.as_deref(),
             headers: &headers,
         })

@@ -20,7 +20,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use resound::proto::Replies;
+use resound::proto::{Codecs, DeflateSettings, Replies};
 
 use super::args::Mode;
 use super::book::{Book, Subscriber};
@@ -130,6 +130,10 @@ pub(super) struct Worker {
     pub(super) composer: Composer,
     pub(super) rng: fastrand::Rng,
     pub(super) replies: Replies,
+    /// Only used where --deflate is.
+    pub(super) codecs: Codecs,
+    /// A message before it is compressed.
+    pub(super) plain: Vec<u8>,
     pub(super) receive_buffer: Vec<u8>,
     pub(super) send_buffer: Vec<u8>,
     /// Connections with something to send, in the order in which it became due.
@@ -211,6 +215,11 @@ impl Worker {
             composer: Composer::new(plan.opcode, plan.sizes.max(), seed ^ 1),
             rng: fastrand::Rng::with_seed(seed ^ 2),
             replies: Replies::default(),
+            codecs: Codecs::new(DeflateSettings {
+                memory_bytes_max: usize::MAX,
+                ..DeflateSettings::default()
+            }),
+            plain: Vec::new(),
             receive_buffer: vec![0; RECEIVE_LEN],
             send_buffer: Vec::with_capacity(RECEIVE_LEN),
             to_flush: VecDeque::with_capacity(members as usize),
@@ -487,7 +496,7 @@ impl Worker {
         let mut worked = false;
         if self.timed_out_count >= CONNECTING_MAX {
             // A server that does not answer so many will not answer the others either.
-            self.ramp.end_at(now_ns);
+            self.ramp.end_at(0);
         }
         while self.ramp.due_ns() <= now_ns && self.connecting.len() < CONNECTING_MAX {
             let slot = self.ramp.member();

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use resound::proto::handshake::{HandshakeLimits, HeadScanner, Request, UpgradePolicy};
-use resound::proto::{Connection, Handler, Limits, Message, Replies, Reply, State};
+use resound::proto::{Codecs, Connection, Handler, Limits, Message, Replies, Reply, State};
 
 /// What the server does wrong. The default does nothing wrong.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub reorder_one_in: Option<u64>,
     /// How long it takes to accept a connection.
     pub accept_delay: Duration,
+    /// How many connections it serves; the others it accepts and leaves alone.
+    pub served_max: Option<usize>,
     /// Every message goes to all connections.
     pub broadcast: bool,
     /// What it does instead of a handshake.
@@ -127,13 +129,17 @@ impl Drop for FaultyServer {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut sessions = Vec::new();
+    let (mut sessions, mut unserved) = (Vec::new(), Vec::new());
     for (id, stream) in listener.incoming().enumerate() {
         if shared.stopping.load(Ordering::SeqCst) {
             break;
         }
         std::thread::sleep(shared.faults.accept_delay);
         let Ok(stream) = stream else { continue };
+        if shared.faults.served_max.is_some_and(|max| id >= max) {
+            unserved.push(stream);
+            continue;
+        }
         let shared = Arc::clone(shared);
         let session = std::thread::Builder::new().stack_size(512 << 10).spawn(move || {
             // However it ends, the connection is closed.
@@ -184,11 +190,12 @@ impl<'a> Session<'a> {
         }
         let limits = Limits { message_size_max: 64 << 20, fragments_max: 1024 };
         let (mut connection, mut replies) = (Connection::server(), Replies::default());
+        let mut codecs = Codecs::default();
         let mut answer = Answer { shared: self.shared, out: Vec::new(), held: None };
         loop {
             self.wait_out_a_stall();
             let octets = &mut self.buffer[..frames_len];
-            let outcome = connection.receive(octets, 0, &limits, &mut replies, &mut answer);
+            let outcome = connection.receive(octets, 0, &limits, &mut codecs, &mut replies, &mut answer);
             let control = replies.to_vec(&self.buffer);
             if self.shared.faults.instead != Some(Instead::Swallow) {
                 self.send(&answer.out)?;

@@ -1,14 +1,15 @@
 //! Broadcast: every message goes to everyone in the room, its publisher included. A room is a path.
 
-use super::{App, Context};
+use super::{App, Context, Service};
 use crate::proto::{Message, Reply};
 use crate::server::hub::Membership;
 
 struct Broadcast(Membership);
 
-pub(super) fn open(path: &str, context: &mut Context<'_>) -> Box<dyn App> {
-    Box::new(Broadcast(context.hub.join(path, context.conn)))
-}
+pub(super) const SERVICE: Service = Service {
+    open: |path, encoding, context| Box::new(Broadcast(context.hub.join(path, context.conn, encoding))),
+    uses_hub: true,
+};
 
 impl App for Broadcast {
     fn message(&mut self, message: Message<'_>, context: &mut Context<'_>) -> Reply {

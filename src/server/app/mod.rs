@@ -3,7 +3,8 @@
 mod broadcast;
 mod echo;
 
-use super::hub::Hub;
+use super::hub::{Encoding, Hub};
+use super::metrics::Counters;
 use crate::config::Mode;
 use crate::net::ConnId;
 use crate::proto::{Message, Reply};
@@ -12,6 +13,7 @@ use crate::proto::{Message, Reply};
 pub(crate) struct Context<'a> {
     pub(crate) conn: ConnId,
     pub(crate) hub: &'a mut Hub,
+    pub(crate) counters: &'a Counters,
 }
 
 /// One connection's application.
@@ -25,19 +27,25 @@ pub(crate) trait App {
     }
 }
 
-type Open = fn(path: &str, &mut Context<'_>) -> Box<dyn App>;
+/// What a path does, and what that asks of its connections.
+pub(super) struct Service {
+    /// Makes the application of one more connection, whose peer takes the hub's messages in this encoding.
+    pub(super) open: fn(path: &str, Encoding, &mut Context<'_>) -> Box<dyn App>,
+    /// Connections get messages through the hub, which compresses them once for all: on such a path none
+    /// gets context takeover for what it is sent.
+    pub(super) uses_hub: bool,
+}
 
 /// Paths that mean the same in every mode, each with all that is below it.
-const RESERVED: &[(&str, Open)] = &[("/echo", echo::open), ("/broadcast", broadcast::open)];
+const RESERVED: &[(&str, &Service)] = &[("/echo", &echo::SERVICE), ("/broadcast", &broadcast::SERVICE)];
 
-/// The application behind `path`.
-pub(super) fn open(path: &str, mode: Mode, context: &mut Context<'_>) -> Box<dyn App> {
+/// What `path` does.
+pub(super) fn service(path: &str, mode: Mode) -> &'static Service {
     let is_below =
         |base: &str| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let open = match RESERVED.iter().find(|(base, _)| is_below(base)) {
-        Some(&(_, open)) => open,
-        None if mode == Mode::Broadcast => broadcast::open,
-        None => echo::open,
-    };
-    open(path, context)
+    match RESERVED.iter().find(|(base, _)| is_below(base)) {
+        Some((_, service)) => service,
+        None if mode == Mode::Broadcast => &broadcast::SERVICE,
+        None => &echo::SERVICE,
+    }
 }

@@ -1,0 +1,135 @@
+//! The backend by itself, against sockets of loopback.
+
+use super::*;
+use crate::net::queue::Publication;
+use crate::net::{Endpoint, bind};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::rc::Rc;
+
+fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
+    let mut backend = match UringBackend::new(&options) {
+        Ok(backend) => backend,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            return None;
+        }
+    };
+    let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
+    let (Endpoint::Tcp(address), listeners) = bind(&any, 1024, 1).unwrap() else { unreachable!() };
+    backend.listen(listeners).unwrap();
+    Some((backend, address))
+}
+
+const OPTIONS: UringOptions =
+    UringOptions { buffer_count: 8, buffer_bytes: 4096, completions: 512, submit: Submit::All };
+
+/// Echoes until `count` connections have closed.
+fn echo(backend: &mut UringBackend, count: usize) {
+    let (mut closed, mut open) = (0, std::collections::HashSet::new());
+    while closed < count {
+        backend.wait(Some(Duration::from_secs(10))).unwrap();
+        while let Some(completion) = backend.next() {
+            match completion {
+                Completion::Accepted(conn) => assert!(open.insert(conn), "{conn:?} twice"),
+                Completion::Received(conn) => {
+                    let len = backend.received().len();
+                    backend.reply(conn, 0..len, Vec::new());
+                }
+                Completion::Eof(conn) => backend.finish(conn),
+                Completion::Closed(conn, error) => {
+                    assert!(open.remove(&conn), "{conn:?} closed twice");
+                    assert!(error.is_none(), "{error:?}");
+                    closed += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(open.is_empty());
+}
+
+#[test]
+fn completions_that_do_not_fit_the_ring_are_not_lost() {
+    let Some((mut backend, address)) = backend(UringOptions { completions: 8, ..OPTIONS }) else {
+        return;
+    };
+    let count = 200;
+    let clients = std::thread::spawn(move || {
+        let mut streams: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
+        for stream in &mut streams {
+            stream.write_all(b"across").unwrap();
+        }
+        for stream in &mut streams {
+            let mut got = [0; 6];
+            stream.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"across");
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        streams.iter_mut().all(|stream| stream.read(&mut [0]).unwrap() == 0)
+    });
+    echo(&mut backend, count);
+    assert!(clients.join().unwrap());
+}
+
+#[test]
+fn a_backend_dropped_with_operations_in_flight_ends_them() {
+    let Some((mut backend, address)) = backend(OPTIONS) else { return };
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"x").unwrap();
+    let conn = loop {
+        backend.wait(Some(Duration::from_secs(10))).unwrap();
+        let last = std::iter::from_fn(|| backend.next()).last();
+        if let Some(Completion::Received(conn)) = last {
+            break conn;
+        }
+    };
+    // One send is submitted and not in the kernel yet, and what follows it is queued.
+    for _ in 0..2 {
+        let octets = Arc::new(vec![b'y'; 100]);
+        backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1 })));
+    }
+    assert_eq!(backend.queued(conn), 200);
+    drop(backend);
+    let mut got = Vec::new();
+    // The descriptor is closed: FIN, not silence.
+    client.read_to_end(&mut got).unwrap();
+    assert_eq!(got, [b'y'; 100]);
+    TcpStream::connect(address).expect_err("nobody listens any more");
+}
+
+#[test]
+fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
+    let Some((mut backend, address)) = backend(OPTIONS) else { return };
+    for _ in 0..3 {
+        let _client = TcpStream::connect(address).unwrap();
+        let (mut accepted, mut closed) = (None, Vec::new());
+        while closed.is_empty() {
+            backend.wait(Some(Duration::from_secs(10))).unwrap();
+            while let Some(completion) = backend.next() {
+                match completion {
+                    Completion::Accepted(conn) => {
+                        accepted = Some(conn);
+                        // The send is in flight, then the queue waits for a full socket.
+                        for _ in 0..2 {
+                            let octets = Arc::new(vec![b'y'; 32 << 20]);
+                            let publication = Publication { octets, messages: 1 };
+                            backend.send(conn, Chunk::Shared(Rc::new(publication)));
+                        }
+                    }
+                    Completion::Closed(conn, _) => closed.push(conn),
+                    _ => {}
+                }
+            }
+            if let Some(conn) = accepted.filter(|_| closed.is_empty())
+                && !backend.connections[conn.index as usize].ended
+                && backend.connections[conn.index as usize].polls
+            {
+                backend.close(conn);
+                backend.close(conn);
+                assert_eq!(backend.queued(conn), 0);
+            }
+        }
+        assert_eq!(closed, [accepted.unwrap()]);
+    }
+}
