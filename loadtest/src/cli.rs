@@ -17,6 +17,7 @@ use crate::result::model::{RunResult, VerdictKind};
 use crate::result::slo::Slo;
 use crate::result::{merge, store, table, verdict};
 use crate::search::args::{SearchArgs, of_a_step};
+use crate::search::storm::{self, StormArgs, of_a_storm};
 
 /// Drive a WebSocket echo or broadcast server, and record its latency.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ pub enum Command {
     Run(Box<RunCommand>),
     /// Find the highest load that meets the objectives, and what stops it there.
     Search(Box<SearchArgs>),
+    /// Drop part of the connections at once, let them come back, and say when all is well again.
+    Storm(Box<StormArgs>),
     /// Print a result again, and write its report.
     Report(ReportArgs),
     /// Make one result of several: generators at once, or repetitions.
@@ -116,11 +119,13 @@ pub struct CompareArgs {
 
 /// Parses the command line, does it, and returns the exit code.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().mut_subcommand("search", of_a_step).get_matches();
+    let matches =
+        Cli::command().mut_subcommand("search", of_a_step).mut_subcommand("storm", of_a_storm).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = match cli.command {
         Command::Run(command) => run(&command),
         Command::Search(args) => search(&args),
+        Command::Storm(args) => make_storm(&args),
         Command::Report(args) => report(args),
         Command::Merge(args) => merge(args),
         Command::Compare(args) => compare(&args),
@@ -143,6 +148,12 @@ fn search(args: &SearchArgs) -> Result<ExitCode> {
     let ending = result.capacity.map(|capacity| capacity.ending);
     let answered = matches!(ending, Some(Ending::Found | Ending::EndOfRange | Ending::Swept));
     Ok(if answered { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn make_storm(args: &StormArgs) -> Result<ExitCode> {
+    let outcome = storm::storm(args)?;
+    anstream::print!("{}", storm::text(&outcome));
+    Ok(if outcome.storm.recovered { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn report(args: ReportArgs) -> Result<ExitCode> {

@@ -6,11 +6,13 @@
 //! ```
 //!
 //! Percentiles are those of the measured part, never of a ramp. A step that is limited by the generator or by a
-//! stall of the machine is taken again, and then ends the search: it says nothing about the server. Every attempt is
-//! kept with its verdict. Start at [`search`].
+//! stall of the machine is taken again, and then ends the search: it says nothing about the server. One that meets every
+//! objective in spite of such lateness is good, because the lateness is part of what was measured. Every attempt
+//! is kept with its verdict. Start at [`search`].
 
 pub mod args;
 pub mod hunt;
+pub mod storm;
 mod watch;
 
 use std::path::Path;
@@ -28,7 +30,9 @@ use crate::engine::args::{Mode, RunArgs};
 use crate::engine::kernel::{Process, Snapshot};
 use crate::engine::preflight::Limits;
 use crate::result::capacity::{self, Capacity, ConnectionCost, Ending, Limit, LimitKind, SearchStep, Seen};
-use crate::result::model::{RunResult, VerdictKind};
+use crate::result::model::{self, RunResult, SloOutcome, VerdictKind, Weight};
+use crate::result::recorder::Metric;
+use crate::result::slo::Slo;
 use crate::result::usl::{self, Point};
 use crate::result::{sufficiency, units, verdict};
 
@@ -104,6 +108,30 @@ pub fn search(args: &SearchArgs) -> Result<RunResult> {
     result.search = driver.steps;
     result.capacity = Some(capacity);
     Ok(result)
+}
+
+/// Whether every objective was met although the generator or the machine was late: what they are late by is part of the
+/// headline's latency, so the server alone was faster still. Not for a closed loop, nor for latencies without the lag,
+/// nor where less was sent or answered than offered.
+fn good_in_spite(result: &RunResult, slos: &[Slo]) -> bool {
+    let headline = result.plan.headline();
+    let has_the_lag = |slo: &Slo| {
+        let others = Metric::ALL.into_iter().filter(|metric| *metric != headline);
+        result.plan.mode != model::Mode::Connect
+            && others.into_iter().all(|metric| slo.latency_limit_ns(metric, headline).is_none())
+    };
+    let enough = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio >= verdict::ACHIEVED_SHARE_MIN);
+    let late_only =
+        result.verdict.findings.iter().filter(|finding| finding.weight == Weight::Decides).all(|finding| {
+            finding.kind == VerdictKind::GeneratorLimited || finding.kind == VerdictKind::EnvironmentLimited
+        });
+    let stopped_by = capacity::limit(result, &Seen::default()).map(|limit| limit.kind);
+    late_only
+        && matches!(stopped_by, Some(LimitKind::Generator | LimitKind::Machine))
+        && enough(result.achieved_ratio())
+        && enough(result.sent_ratio())
+        && slos.iter().all(has_the_lag)
+        && result.slos.iter().all(|slo| slo.outcome == SloOutcome::Pass)
 }
 
 fn ending_of(ending: hunt::Ending) -> Ending {
@@ -208,6 +236,9 @@ impl<'a> Driver<'a> {
             }
             match verdict {
                 VerdictKind::Valid => break StepOutcome::Good,
+                _ if self.last.as_ref().is_some_and(|last| good_in_spite(last, &self.args.slo)) => {
+                    break StepOutcome::Good;
+                }
                 // Too few once more: near the limit, and not shown to be within it.
                 VerdictKind::TooFewSamples if !longer => {
                     longer = true;
@@ -318,8 +349,7 @@ impl<'a> Driver<'a> {
     fn enough(&self, flags: &RunArgs) -> Duration {
         let Some(rate) = flags.rate else { return Duration::ZERO };
         let copies = if flags.mode == Mode::Broadcast { f64::from(flags.connections) } else { 1.0 };
-        let quantiles =
-            self.args.slo.iter().filter_map(|slo| slo.quantile(crate::result::recorder::Metric::Response));
+        let quantiles = self.args.slo.iter().filter_map(|slo| slo.quantile(Metric::Response));
         let samples = quantiles.map(|(_, quantile)| sufficiency::samples_needed(quantile)).max().unwrap_or(0);
         let seconds = samples as f64 * SAMPLES_MARGIN / (rate * copies);
         Duration::try_from_secs_f64(seconds).unwrap_or(STRETCHED_MAX).min(STRETCHED_MAX)
