@@ -120,14 +120,24 @@ def listening(process):
     return line.split()[-1]
 
 
+def said(directory):
+    """What generators said about failures; each has a file of its own, in which seconds are told, too."""
+    lines = []
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(".said"):
+            lines += [line for line in read(f"{directory}/{name}").splitlines() if "fail" in line or "resound-load" in line]
+    return "; ".join(lines[:3])
+
+
 def phase(args, shares, rate_each, directory, deadline):
     """Holds the connections once: what was seen, by name."""
     processes = Processes()
+    os.makedirs(directory)
     try:
         servers = [
             processes.start(
                 [args.server, "--listen", "127.0.0.1:0", "--workers", "1", "--no-pin",
-                 "--idle-timeout-ms", "0", "--log", "warn", *args.server_flag],
+                 "--idle-timeout-ms", "0", "--handshake-timeout-ms", "60000", "--log", "error", *args.server_flag],
                 stdout=subprocess.PIPE, text=True,
             )
             for _ in shares
@@ -143,19 +153,19 @@ def phase(args, shares, rate_each, directory, deadline):
             rate = max(share * rate_each, 1.0)
             generators.append(processes.start(
                 [args.generator, "run", url.rstrip("/") + "/echo", "-c", str(share), "--rate", f"{rate:.3f}",
-                 "--source", f"127.0.{index // 250 + 1}.{index % 250 + 1}", "--threads", "1", "--quiet",
+                 "--source", f"127.0.{index // 250 + 1}.{index % 250 + 1}", "--threads", "1",
                  "--ramp", f"{args.ramp / len(shares):.0f}", "--connect-timeout", "60s", "--warmup", "2s",
                  "-d", f"{args.window + SETTLE_S + SKEW_S}s", "--size", "64", "--out", f"{directory}/{index}"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                stdout=subprocess.DEVNULL, stderr=open(f"{directory}/{index}.said", "w", encoding="utf-8"),
             ))  # fmt: skip
         while descriptors(server_pids) - before["open"] < sum(shares):
             for generator in generators:
                 if generator.poll() is not None:
-                    raise Impossible(f"a generator ended early: {generator.stderr.read().strip()}")
+                    raise Impossible(f"a generator ended early: {said(directory)}")
             if time.monotonic() > deadline:
                 raise Impossible(
                     f"{descriptors(server_pids) - before['open']:,} of {sum(shares):,} connections were open "
-                    "when the time was over: give more --time-max"
+                    f"when the time was over: give more --time-max. {said(directory)}"
                 )
             time.sleep(0.2)
         ramp_s = time.monotonic() - began
@@ -179,7 +189,7 @@ def phase(args, shares, rate_each, directory, deadline):
         for generator in generators:
             generator.wait(max(1.0, deadline - time.monotonic()))
             if generator.returncode not in (0, 1):
-                raise Impossible(f"a generator failed: {generator.stderr.read().strip()}")
+                raise Impossible(f"a generator failed: {said(directory)}")
     except subprocess.TimeoutExpired:
         raise Impossible("the time was over before the generators ended: give more --time-max") from None
     finally:
@@ -246,8 +256,8 @@ def arguments():
     parser.add_argument("--connections", type=int, default=200_000, metavar="COUNT")
     parser.add_argument("--rate-each", type=float, default=0.01, metavar="PER_SECOND",
                         help="messages/s on each connection in the second run [default: 0.01]")  # fmt: skip
-    parser.add_argument("--ramp", type=float, default=12_000, metavar="PER_SECOND",
-                        help="connections opened a second, over all processes [default: 12000]")  # fmt: skip
+    parser.add_argument("--ramp", type=float, default=6_000, metavar="PER_SECOND",
+                        help="connections opened a second, over all processes [default: 6000]")  # fmt: skip
     parser.add_argument("--window", type=int, default=15, metavar="SECONDS", help="what CPU is taken over [default: 15]")
     parser.add_argument("--time-max", type=int, default=280, metavar="SECONDS", help="for both runs [default: 280]")
     parser.add_argument("--toward", type=int, default=1_000_000, metavar="COUNT", help="what to reckon up to")
