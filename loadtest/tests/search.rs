@@ -80,8 +80,8 @@ fn documented(result: &RunResult) {
 }
 
 #[test]
-fn a_server_that_loses_messages_is_never_good_and_its_loss_is_the_limit() {
-    let server = FaultyServer::start(Faults { drop_one_in: Some(7), ..Faults::default() }).unwrap();
+fn a_server_that_breaks_messages_is_never_good_and_that_is_the_limit() {
+    let server = FaultyServer::start(Faults { duplicate_one_in: Some(7), ..Faults::default() }).unwrap();
     let out = common::scratch("search-never");
     let words =
         ["search", &server.url(), "--over", "rate", "--slo", "p50<5s", "--from", "100", "--drain", "200ms"];
@@ -91,7 +91,7 @@ fn a_server_that_loses_messages_is_never_good_and_its_loss_is_the_limit() {
     let capacity = store::read(&out).unwrap().capacity.unwrap();
     assert_eq!((capacity.ending, capacity.knee), (Ending::NeverGood, None));
     let limit = capacity.limit.unwrap();
-    assert!(limit.cause.contains("lost"), "{}", limit.cause);
+    assert!(limit.cause.contains("duplicated"), "{}", limit.cause);
     assert!(limit.kind.is_of_the_server(), "{:?}", limit.kind);
 }
 

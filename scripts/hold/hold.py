@@ -26,8 +26,6 @@ SOCKET_CACHES = ("TCP", "sock_inode_cache", "filp", "eventpoll_epi")
 PAIR_OCTETS = 12 << 10
 # From all connections being open to the window, s: warm-up and what the ramp left behind.
 SETTLE_S = 4
-# How much longer than the window the generators go on, s: their ramps do not end at the same moment.
-SKEW_S = 12
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -155,7 +153,7 @@ def phase(args, shares, rate_each, directory, deadline):
                 [args.generator, "run", url.rstrip("/") + "/echo", "-c", str(share), "--rate", f"{rate:.3f}",
                  "--source", f"127.0.{index // 250 + 1}.{index % 250 + 1}", "--threads", "1",
                  "--ramp", f"{args.ramp / len(shares):.0f}", "--connect-timeout", "60s", "--warmup", "2s",
-                 "-d", f"{args.window + SETTLE_S + SKEW_S}s", "--size", "64", "--out", f"{directory}/{index}"],
+                 "-d", f"{args.time_max}s", "--size", "64", "--out", f"{directory}/{index}"],
                 stdout=subprocess.DEVNULL, stderr=open(f"{directory}/{index}.said", "w", encoding="utf-8"),
             ))  # fmt: skip
         while descriptors(server_pids) - before["open"] < sum(shares):
@@ -185,7 +183,10 @@ def phase(args, shares, rate_each, directory, deadline):
             "slab": None if before["slab"] is None else socket_slab() - before["slab"],
         }
         if any(generator.poll() is not None for generator in generators):
-            raise Impossible("a generator ended within the window: its ramp was much faster than the others'")
+            raise Impossible(f"a generator ended within the window: {said(directory)}")
+        # They are interrupted, because their ramps ended at different times: each then writes its result.
+        for generator in generators:
+            generator.send_signal(signal.SIGINT)
         for generator in generators:
             generator.wait(max(1.0, deadline - time.monotonic()))
             if generator.returncode not in (0, 1):

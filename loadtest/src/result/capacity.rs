@@ -257,7 +257,10 @@ fn of_the_server(result: &RunResult, seen: &Seen) -> Limit {
     let missed = &result.verdict.cause;
     let limit = |kind, cause: String, cure: &str| Limit { kind, cause, cure: cure.to_owned(), counter: None };
     let machine = seen.machine_cpu_percent.unwrap_or(0.0);
-    let of_machine = format!("the machine's CPUs were {machine:.0} % busy");
+    let of_machine = match seen.machine_cpu_percent {
+        Some(machine) => format!("the machine's CPUs were {machine:.0} % busy"),
+        None => "nothing is known of the machine's CPUs".to_owned(),
+    };
     match (seen.server_busy_percent(), seen.server_cpu_percent, seen.server_busy_threads) {
         (Some(busy), Some(cpu), Some(threads)) if busy >= SERVER_BUSY_PERCENT => limit(
             LimitKind::ServerCpu,

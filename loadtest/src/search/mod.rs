@@ -46,7 +46,9 @@ const STRETCHED_MAX: Duration = Duration::from_secs(60);
 const SAMPLES_MARGIN: f64 = 3.0;
 /// TIME_WAIT is waited for where it holds more than this share of the source ports.
 const TIME_WAIT_SHARE_MAX: f64 = 0.25;
-/// The longest cooldown: Linux keeps TIME_WAIT for 60 s.
+/// How long Linux keeps TIME_WAIT.
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// The longest cooldown.
 const COOLDOWN_MAX: Duration = Duration::from_secs(65);
 /// How long socket buffers may take to drain.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -170,6 +172,8 @@ struct Driver<'a> {
     /// The last run, and the best one so far: what a report is made of.
     last: Option<RunResult>,
     best: Option<(usize, RunResult)>,
+    /// When runs ended, and how many connections they had opened.
+    ended: Vec<(Instant, u64)>,
     error: Option<anyhow::Error>,
 }
 
@@ -211,6 +215,7 @@ impl<'a> Driver<'a> {
             decisive: Vec::new(),
             last: None,
             best: None,
+            ended: Vec::new(),
             error: None,
         })
     }
@@ -294,6 +299,7 @@ impl<'a> Driver<'a> {
             Err(_) if self.interrupted() => return None,
             Err(error) => return self.refused(&error, load, purpose, round),
         };
+        self.ended.push((Instant::now(), result.totals.connects));
         verdict::judge(&mut result, &self.args.slo);
         let step = SearchStep {
             purpose: purpose.to_owned(),
@@ -365,7 +371,10 @@ impl<'a> Driver<'a> {
         let ports = sources.max(1).saturating_mul(self.limits.ports_count());
         while !self.interrupted() {
             let (now, waited) = (Snapshot::read(Path::new("/proc")), began.elapsed());
-            let time_waits = level(&now, "sockstat.TCP.tw") as f64;
+            // The kernel's count is everybody's; ours are at most those that ended in the last minute.
+            let ended = self.ended.iter().filter(|(at, _)| at.elapsed() < TIME_WAIT);
+            let ours: u64 = ended.map(|(_, connects)| connects).sum();
+            let time_waits = level(&now, "sockstat.TCP.tw").min(ours) as f64;
             // Half as much again: other programs' sockets breathe, too.
             let drained = level(&now, "sockstat.TCP.mem") <= self.before.socket_pages * 3 / 2 + 64;
             let freed = time_waits <= TIME_WAIT_SHARE_MAX * ports as f64;

@@ -1,5 +1,5 @@
 //! What a step's result does not hold: which threads of the server worked, how busy the machine was, and the
-//! kernel's memory for sockets. A thread that sleeps looks twice a second; what counts is the measured part.
+//! kernel's memory for sockets. A thread that sleeps looks four times a second; what counts is the measured part.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::result::capacity::Seen;
 use crate::result::model::RunResult;
 
 /// How often it looks.
-const PERIOD: Duration = Duration::from_millis(500);
+const PERIOD: Duration = Duration::from_millis(250);
 /// Slab caches that hold a TCP socket, its inode, its file, and its entry in an epoll.
 const SOCKET_CACHES: [&str; 4] = ["TCP", "sock_inode_cache", "filp", "eventpoll_epi"];
 /// A thread worked if it did so many percent of what the busiest did.
