@@ -369,6 +369,9 @@ impl<'a> Driver<'a> {
         let began = Instant::now();
         let sources: u64 = self.args.load.source.iter().map(|range| range.addresses().count() as u64).sum();
         let ports = sources.max(1).saturating_mul(self.limits.ports_count());
+        // Where the kernel gives their ports away again they hold nothing.
+        let reused =
+            self.limits.tw_reuse == 1 || (self.limits.tw_reuse == 2 && is_loopback(&self.args.load.url));
         while !self.interrupted() {
             let (now, waited) = (Snapshot::read(Path::new("/proc")), began.elapsed());
             // The kernel's count is everybody's; ours are at most those that ended in the last minute.
@@ -377,7 +380,7 @@ impl<'a> Driver<'a> {
             let time_waits = level(&now, "sockstat.TCP.tw").min(ours) as f64;
             // Half as much again: other programs' sockets breathe, too.
             let drained = level(&now, "sockstat.TCP.mem") <= self.before.socket_pages * 3 / 2 + 64;
-            let freed = time_waits <= TIME_WAIT_SHARE_MAX * ports as f64;
+            let freed = reused || time_waits <= TIME_WAIT_SHARE_MAX * ports as f64;
             if waited >= self.args.cooldown
                 && (freed || waited >= COOLDOWN_MAX)
                 && (drained || waited >= DRAIN_MAX)
@@ -399,8 +402,8 @@ impl<'a> Driver<'a> {
         let each = |now: Option<u64>, before: Option<u64>| {
             Some((now? as f64 - before? as f64).max(0.0) / most.connections as f64)
         };
-        let loopback = self.args.load.url.contains("127.") || self.args.load.url.contains("localhost");
-        let ends = if loopback { 2.0 } else { 1.0 };
+        // The slabs are this machine's: on loopback they hold both ends.
+        let ends = if is_loopback(&self.args.load.url) { 2.0 } else { 1.0 };
         Some(ConnectionCost {
             connections: most.connections,
             server_octets: each(most.seen.server_rss_octets, self.before.server_rss_octets),
@@ -435,6 +438,10 @@ impl<'a> Driver<'a> {
         }
         eprintln!("{}", line.trim_end());
     }
+}
+
+fn is_loopback(url: &str) -> bool {
+    ["://127.", "://localhost", "://[::1]"].iter().any(|host| url.contains(host))
 }
 
 fn level(snapshot: &Snapshot, name: &str) -> u64 {
