@@ -177,6 +177,13 @@ struct Driver<'a> {
     error: Option<anyhow::Error>,
 }
 
+/// What one attempt at a step came to.
+struct Attempt {
+    verdict: VerdictKind,
+    /// VALID, or good in spite of its verdict.
+    good: bool,
+}
+
 /// The machine before the first step.
 struct Baseline {
     server_rss_octets: Option<u64>,
@@ -231,7 +238,9 @@ impl<'a> Driver<'a> {
         let mut longer = false;
         let mut retries = 0;
         let outcome = loop {
-            let Some(verdict) = self.attempt(&flags, step.load, step.purpose.name(), step.round) else {
+            let Some(Attempt { verdict, good }) =
+                self.attempt(&flags, step.load, step.purpose.name(), step.round)
+            else {
                 break if self.interrupted() { StepOutcome::Interrupted } else { StepOutcome::Unknown };
             };
             let limit = self.steps.last().and_then(|step| step.limit.as_ref());
@@ -240,10 +249,7 @@ impl<'a> Driver<'a> {
                 break StepOutcome::Interrupted;
             }
             match verdict {
-                VerdictKind::Valid => break StepOutcome::Good,
-                _ if self.last.as_ref().is_some_and(|last| good_in_spite(last, &self.args.slo)) => {
-                    break StepOutcome::Good;
-                }
+                _ if good => break StepOutcome::Good,
                 // Too few once more: near the limit, and not shown to be within it.
                 VerdictKind::TooFewSamples if !longer => {
                     longer = true;
@@ -278,8 +284,8 @@ impl<'a> Driver<'a> {
         Ending::Swept
     }
 
-    /// One run at this load: its verdict; `None` if there is none, because it was interrupted or could not be done.
-    fn attempt(&mut self, flags: &RunArgs, load: u64, purpose: &str, round: u32) -> Option<VerdictKind> {
+    /// One run at this load; `None` if it came to nothing, because it was interrupted or could not be done.
+    fn attempt(&mut self, flags: &RunArgs, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
         let cooldown_s = self.cool_down();
         if self.interrupted() {
             return None;
@@ -309,19 +315,14 @@ impl<'a> Driver<'a> {
         };
         self.say(&step);
         self.steps.push(step);
-        let kind = result.verdict.kind;
+        let verdict = result.verdict.kind;
+        let good = verdict == VerdictKind::Valid || good_in_spite(&result, &self.args.slo);
         self.last = Some(result);
-        Some(kind)
+        Some(Attempt { verdict, good })
     }
 
     /// A run that this machine refuses before it starts is a limit like any other; anything else ends the search.
-    fn refused(
-        &mut self,
-        error: &anyhow::Error,
-        load: u64,
-        purpose: &str,
-        round: u32,
-    ) -> Option<VerdictKind> {
+    fn refused(&mut self, error: &anyhow::Error, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
         let text = format!("{error:#}");
         let reason = text.strip_prefix("this run is impossible here. ").unwrap_or_default();
         let kind = match reason.split(':').next() {
@@ -348,7 +349,7 @@ impl<'a> Driver<'a> {
         };
         self.say(&step);
         self.steps.push(step);
-        Some(VerdictKind::EnvironmentLimited)
+        Some(Attempt { verdict: VerdictKind::EnvironmentLimited, good: false })
     }
 
     /// How long a step at this load must be for its objectives to be decidable.
