@@ -32,6 +32,9 @@ pub struct SearchStep {
     pub verdict: VerdictKind,
     /// Why, in a sentence.
     pub cause: String,
+    /// Whether every objective was met: the verdict is VALID, or it is for lateness that was met in spite of.
+    #[serde(default)]
+    pub good: bool,
     /// Whether it is the highest load found to be good.
     #[serde(default)]
     pub knee: bool,

@@ -307,7 +307,10 @@ impl<'a> Driver<'a> {
         };
         self.ended.push((Instant::now(), result.totals.connects));
         verdict::judge(&mut result, &self.args.slo);
+        let verdict = result.verdict.kind;
+        let good = verdict == VerdictKind::Valid || good_in_spite(&result, &self.args.slo);
         let step = SearchStep {
+            good,
             purpose: purpose.to_owned(),
             round,
             cooldown_s,
@@ -315,8 +318,6 @@ impl<'a> Driver<'a> {
         };
         self.say(&step);
         self.steps.push(step);
-        let verdict = result.verdict.kind;
-        let good = verdict == VerdictKind::Valid || good_in_spite(&result, &self.args.slo);
         self.last = Some(result);
         Some(Attempt { verdict, good })
     }
@@ -395,7 +396,7 @@ impl<'a> Driver<'a> {
 
     /// From the step with the most connections that held them all.
     fn connection_cost(&self) -> Option<ConnectionCost> {
-        let good = self.steps.iter().filter(|step| step.verdict == VerdictKind::Valid);
+        let good = self.steps.iter().filter(|step| step.good);
         let most = good.max_by_key(|step| step.connections)?;
         if most.connections < COST_CONNECTIONS_MIN {
             return None;
@@ -435,6 +436,9 @@ impl<'a> Driver<'a> {
         let mut line =
             format!("{:<8}{:>18}  {:<19} {latency:<14} {cpu:<13}", step.purpose, load, step.verdict.name());
         if step.verdict != VerdictKind::Valid {
+            if step.good {
+                line.push_str("objectives met in spite of it: ");
+            }
             line.push_str(&step.cause);
         }
         eprintln!("{}", line.trim_end());

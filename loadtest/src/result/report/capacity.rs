@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::capacity::{SearchStep, show_load};
-use super::super::model::RunResult;
+use super::super::model::{RunResult, VerdictKind};
 use super::super::units;
 use super::chart::{Axis, Chart, Mark, Point, Series};
 use super::verdict_class;
@@ -88,7 +88,7 @@ fn row(step: &SearchStep) -> Markup {
         td { (units::rate(step.achieved_msgs_per_s, "msg")) }
         td { (latency("p50")) } td { (latency("p99")) } td { (latency("p99.9")) }
         td { (cpu(step.seen.server_cpu_percent)) } td { (cpu(step.seen.machine_cpu_percent)) }
-        td.words { span class={"outcome " (verdict_class(step.verdict))} { (step.verdict.name()) } }
+        td.words { span class={"outcome " (verdict_class(step.verdict))} { (step.verdict.name()) } @if step.good && step.verdict != VerdictKind::Valid { " met in spite of it" } }
         td.words { (step.limit.as_ref().map_or(&step.cause, |limit| &limit.cause)) }
     } }
 }
