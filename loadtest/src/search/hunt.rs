@@ -95,7 +95,8 @@ pub enum Ending {
 pub struct Quarry {
     /// How it ended.
     pub ending: Ending,
-    /// The highest load that is confirmed, or, where the hunt ended before that, the highest that was good.
+    /// The highest load that is confirmed, or, where the hunt ended before that, the highest that was good and is below
+    /// every bad one.
     pub knee: Option<u64>,
     /// The knee of each round that was finished.
     pub knees: Vec<u64>,
@@ -218,7 +219,12 @@ impl<M: FnMut(Step) -> StepOutcome> Hunt<M> {
         let with = |wanted: StepOutcome| {
             self.taken.iter().enumerate().filter(move |(_, (_, outcome))| *outcome == wanted)
         };
-        let highest_good = || with(StepOutcome::Good).max_by_key(|(_, (step, _))| step.load);
+        // Where verdicts contradict each other only what is below every bad load is claimed.
+        let lowest_bad = with(StepOutcome::Bad).map(|(_, (step, _))| step.load).min().unwrap_or(u64::MAX);
+        let highest_good = || {
+            let below = with(StepOutcome::Good).filter(|(_, (step, _))| step.load < lowest_bad);
+            below.max_by_key(|(_, (step, _))| step.load)
+        };
         let confirmed = || with(StepOutcome::Good).find(|(_, (step, _))| step.purpose == Purpose::Confirm);
         let knee = match ending {
             Ending::Found | Ending::EndOfRange => confirmed(),
@@ -415,6 +421,8 @@ mod tests {
             prop_assert!(taken.iter().all(|(step, _)| (5..=50_000).contains(&step.load)));
             if let Some(knee) = quarry.knee {
                 prop_assert_eq!(seen.get(&knee), Some(&true));
+                let bad = taken.iter().filter(|(_, outcome)| *outcome == StepOutcome::Bad).map(|(step, _)| step.load).min();
+                prop_assert!(quarry.ending != Ending::Unknown || bad.is_none_or(|bad| knee < bad));
             }
             let unknown = taken.iter().filter(|(_, outcome)| *outcome == StepOutcome::Unknown).count();
             prop_assert_eq!(unknown, usize::from(quarry.ending == Ending::Unknown));

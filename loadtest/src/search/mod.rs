@@ -335,8 +335,12 @@ impl<'a> Driver<'a> {
                 return None;
             }
         };
-        let cure = "the sentence before this one says how; scripts/tune.sh check --role generator says more"
-            .to_owned();
+        let cure = format!(
+            "as said; scripts/tune.sh check --role generator --connections {} says what else is in the way",
+            load.max(1)
+        );
+        // The kind is said by the limit already.
+        let reason = reason.split_once(": ").map_or(reason, |(_, arithmetic)| arithmetic);
         let step = SearchStep {
             over: self.args.over.name().to_owned(),
             load: load as f64,
