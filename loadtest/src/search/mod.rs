@@ -169,9 +169,9 @@ struct Driver<'a> {
     steps: Vec<SearchStep>,
     /// For each step of the hunt, the attempt that decided it.
     decisive: Vec<usize>,
-    /// The last run, and the best one so far: what a report is made of.
+    /// The last run, and the good ones with their steps: the report is about one of them.
     last: Option<RunResult>,
-    best: Option<(usize, RunResult)>,
+    good: Vec<(usize, RunResult)>,
     /// When runs ended, and how many connections they had opened.
     ended: Vec<(Instant, u64)>,
     error: Option<anyhow::Error>,
@@ -221,7 +221,7 @@ impl<'a> Driver<'a> {
             steps: Vec::new(),
             decisive: Vec::new(),
             last: None,
-            best: None,
+            good: Vec::new(),
             ended: Vec::new(),
             error: None,
         })
@@ -261,11 +261,10 @@ impl<'a> Driver<'a> {
             }
         };
         self.decisive.push(self.steps.len().saturating_sub(1));
-        let better = outcome == StepOutcome::Good
-            && (step.purpose == Purpose::Confirm
-                || self.best.as_ref().is_none_or(|(index, _)| self.steps[*index].load < step.load as f64));
-        if better && let Some(result) = self.last.clone() {
-            self.best = Some((self.steps.len() - 1, result));
+        if outcome == StepOutcome::Good
+            && let Some(result) = self.last.clone()
+        {
+            self.good.push((self.steps.len() - 1, result));
         }
         outcome
     }
@@ -419,10 +418,8 @@ impl<'a> Driver<'a> {
     }
 
     fn at_knee(&mut self, knee_step: Option<usize>) -> Option<RunResult> {
-        match self.best.take() {
-            Some((index, result)) if Some(index) == knee_step => Some(result),
-            best => self.last.take().or(best.map(|(_, result)| result)),
-        }
+        let at = self.good.iter().position(|(index, _)| Some(*index) == knee_step);
+        at.map(|at| self.good.swap_remove(at).1).or_else(|| self.last.take())
     }
 
     fn interrupted(&self) -> bool {
