@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::engine::args::RunArgs;
+use crate::result::capacity::Ending;
 use crate::result::compare::{self, Condition, FailIf};
 use crate::result::model::{RunResult, VerdictKind};
 use crate::result::slo::Slo;
 use crate::result::{merge, store, table, verdict};
+use crate::search::args::{SearchArgs, of_a_step};
+use crate::search::storm::{self, StormArgs, of_a_storm};
 
 /// Drive a WebSocket echo or broadcast server, and record its latency.
 #[derive(Debug, Parser)]
@@ -30,6 +33,10 @@ pub struct Cli {
 pub enum Command {
     /// Drive a server, and say what came of it.
     Run(Box<RunCommand>),
+    /// Find the highest load that meets the objectives, and what stops it there.
+    Search(Box<SearchArgs>),
+    /// Drop part of the connections at once, let them come back, and say when all is well again.
+    Storm(Box<StormArgs>),
     /// Print a result again, and write its report.
     Report(ReportArgs),
     /// Make one result of several: generators at once, or repetitions.
@@ -112,8 +119,13 @@ pub struct CompareArgs {
 
 /// Parses the command line, does it, and returns the exit code.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches =
+        Cli::command().mut_subcommand("search", of_a_step).mut_subcommand("storm", of_a_storm).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let done = match cli.command {
         Command::Run(command) => run(&command),
+        Command::Search(args) => search(&args),
+        Command::Storm(args) => make_storm(&args),
         Command::Report(args) => report(args),
         Command::Merge(args) => merge(args),
         Command::Compare(args) => compare(&args),
@@ -128,6 +140,20 @@ fn run(command: &RunCommand) -> Result<ExitCode> {
     let mut result = crate::engine::run(&command.load)?;
     finish(&mut result, &command.output.slo, command.output.out.as_deref())?;
     Ok(exit_code(&result))
+}
+
+fn search(args: &SearchArgs) -> Result<ExitCode> {
+    let result = crate::search::search(args)?;
+    print_and_write(&result, args.out.as_deref())?;
+    let ending = result.capacity.map(|capacity| capacity.ending);
+    let answered = matches!(ending, Some(Ending::Found | Ending::EndOfRange | Ending::Swept));
+    Ok(if answered { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn make_storm(args: &StormArgs) -> Result<ExitCode> {
+    let outcome = storm::storm(args)?;
+    anstream::print!("{}", storm::text(&outcome));
+    Ok(if outcome.storm.recovered { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn report(args: ReportArgs) -> Result<ExitCode> {
@@ -167,6 +193,10 @@ fn slos_of(runs: &[(PathBuf, RunResult)]) -> Vec<Slo> {
 /// Judges a result, writes it where asked, and prints it.
 fn finish(result: &mut RunResult, slos: &[Slo], out: Option<&Path>) -> Result<()> {
     verdict::judge(result, slos);
+    print_and_write(result, out)
+}
+
+fn print_and_write(result: &RunResult, out: Option<&Path>) -> Result<()> {
     anstream::print!("{}", table::text(result));
     if let Some(dir) = out {
         store::write_dir(result, dir)?;

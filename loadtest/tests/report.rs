@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Scenario, scratch, skip};
-use resound_load::result::model::{Mode, RunResult, SearchStep, VerdictKind};
+use resound_load::result::capacity::SearchStep;
+use resound_load::result::model::{Mode, RunResult, VerdictKind};
 use resound_load::result::{report, slo::Slo, store, verdict};
 
 /// A run with something in every panel.
@@ -39,6 +40,7 @@ fn search_steps() -> Vec<SearchStep> {
                 verdict: if step > 10 { VerdictKind::SloMiss } else { VerdictKind::Valid },
                 cause: String::new(),
                 knee: step == 10,
+                ..SearchStep::default()
             }
         })
         .collect()

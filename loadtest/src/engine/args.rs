@@ -30,6 +30,18 @@ pub enum CloseFirst {
     Server,
 }
 
+/// How the connections end when the run does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Goodbye {
+    /// With a closing handshake (RFC 6455 §7.1.2).
+    #[default]
+    Close,
+    /// TCP is closed without a Close frame, as when a client's process ends (RFC 6455 §7.1.7).
+    Fin,
+    /// TCP is reset, as when a client's machine or its network is gone and comes back.
+    Rst,
+}
+
 /// The flags of `resound-load run`.
 #[derive(Clone, Debug, Args)]
 #[command(group(ArgGroup::new("load").required(true).args(["rate", "max"])))]
@@ -99,6 +111,9 @@ pub struct RunArgs {
     /// With --mode connect: which side closes the TCP connection first, and so keeps the TIME_WAIT
     #[arg(long, value_enum, default_value_t, help_heading = "Connections")]
     pub close_first: CloseFirst,
+    /// How the connections end when the run does
+    #[arg(long, value_enum, default_value_t, help_heading = "Connections")]
+    pub goodbye: Goodbye,
     /// Addresses to connect from: A or A-B, repeatable (any of 127.0.0.0/8 works on loopback as it is)
     #[arg(long, value_name = "ADDRESS[-ADDRESS]", help_heading = "Connections")]
     pub source: Vec<SourceRange>,
@@ -129,7 +144,7 @@ pub struct RunArgs {
     pub quiet: bool,
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
         _ => Err("a number above 0 is needed".into()),
@@ -144,7 +159,7 @@ fn not_negative(text: &str) -> Result<f64, String> {
 }
 
 /// `10s`, `1m 30s`, `500ms`, or a plain number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string());
     }

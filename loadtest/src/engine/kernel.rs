@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Counters only rise, levels rise and fall.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Snapshot {
+pub(crate) struct Snapshot {
     /// Counters since the machine (or the network namespace) started.
     pub counters: BTreeMap<String, u64>,
     /// Levels as they are now.
@@ -18,7 +18,7 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// Reads what there is under `proc`; what is not there is left out.
-    pub(super) fn read(proc: &Path) -> Self {
+    pub(crate) fn read(proc: &Path) -> Self {
         let mut snapshot = Self::default();
         let read = |name: &str| fs::read_to_string(proc.join(name)).unwrap_or_default();
         for file in ["net/netstat", "net/snmp"] {
@@ -33,7 +33,7 @@ impl Snapshot {
     }
 
     /// Counters that are higher than in `earlier`, with by how much.
-    pub(super) fn deltas(&self, earlier: &Self) -> BTreeMap<String, u64> {
+    pub(crate) fn deltas(&self, earlier: &Self) -> BTreeMap<String, u64> {
         let risen = |(name, count): (&String, &u64)| {
             let delta = count.saturating_sub(earlier.counters.get(name).copied().unwrap_or(0));
             (delta > 0).then(|| (name.clone(), delta))
@@ -86,7 +86,7 @@ impl Snapshot {
 
 /// A process's use of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ProcessUse {
+pub(crate) struct ProcessUse {
     /// User and system time of all its threads so far, in clock ticks.
     pub cpu_ticks: u64,
     /// Resident memory in octets.
@@ -95,7 +95,7 @@ pub(super) struct ProcessUse {
 
 /// The server's process, watched from outside.
 #[derive(Clone, Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     directory: PathBuf,
     page_octets: u64,
     ticks_per_s: u64,
@@ -103,7 +103,7 @@ pub(super) struct Process {
 
 impl Process {
     /// The process `pid` below `proc`.
-    pub(super) fn new(proc: &Path, pid: u32) -> Self {
+    pub(crate) fn new(proc: &Path, pid: u32) -> Self {
         let conf = |name, fallback| {
             nix::unistd::sysconf(name).ok().flatten().and_then(|n| u64::try_from(n).ok()).unwrap_or(fallback)
         };
@@ -115,7 +115,7 @@ impl Process {
     }
 
     /// What it has used so far, or `None` once it is gone.
-    pub(super) fn sample(&self) -> Option<ProcessUse> {
+    pub(crate) fn sample(&self) -> Option<ProcessUse> {
         let stat = fs::read_to_string(self.directory.join("stat")).ok()?;
         // The second field is the name in parentheses, which may hold spaces and parentheses of its own.
         let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
@@ -125,13 +125,13 @@ impl Process {
     }
 
     /// CPU between two samples that lie `elapsed_ns` apart, in percent of one core.
-    pub(super) fn cpu_percent(&self, earlier: ProcessUse, later: ProcessUse, elapsed_ns: u64) -> f64 {
+    pub(crate) fn cpu_percent(&self, earlier: ProcessUse, later: ProcessUse, elapsed_ns: u64) -> f64 {
         let seconds = later.cpu_ticks.saturating_sub(earlier.cpu_ticks) as f64 / self.ticks_per_s as f64;
         100.0 * seconds / (elapsed_ns.max(1) as f64 / 1e9)
     }
 
     /// Its command line, words separated by spaces.
-    pub(super) fn command(&self) -> Option<String> {
+    pub(crate) fn command(&self) -> Option<String> {
         let octets = fs::read(self.directory.join("cmdline")).ok()?;
         let words: Vec<_> = octets.split(|octet| *octet == 0).map(String::from_utf8_lossy).collect();
         Some(words.join(" ").trim().to_owned())

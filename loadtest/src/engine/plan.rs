@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, bail};
 use resound::proto::Opcode;
 
-use super::args::{CloseFirst, Mode, RunArgs};
+use super::args::{CloseFirst, Goodbye, Mode, RunArgs};
 use super::clock::duration_ns;
 use super::preflight::Wanted;
 use super::schedule::{Arrival, Late};
@@ -65,6 +65,8 @@ pub(super) struct Plan {
     pub churn_per_s: f64,
     /// Which side closes TCP first in connect mode.
     pub close_first: CloseFirst,
+    /// How the connections end.
+    pub goodbye: Goodbye,
     /// Addresses to connect from; empty: the kernel chooses.
     pub sources: Vec<IpAddr>,
     /// Time for a TCP connect with its upgrade, in ns.
@@ -133,6 +135,7 @@ impl Plan {
             ramp_per_s: if args.ramp == 0.0 { f64::INFINITY } else { args.ramp },
             churn_per_s: args.churn,
             close_first: args.close_first,
+            goodbye: args.goodbye,
             sources,
             connect_timeout_ns: duration_ns(args.connect_timeout),
             reply_timeout_ns: duration_ns(args.reply_timeout),

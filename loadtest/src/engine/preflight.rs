@@ -40,7 +40,7 @@ pub(super) struct Wanted {
 
 /// What the machine allows.
 #[derive(Clone, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// Soft limit of open descriptors.
     pub nofile_soft: u64,
     /// Hard limit of open descriptors.
@@ -57,7 +57,7 @@ pub(super) struct Limits {
 
 impl Limits {
     /// Reads the limits; `proc` is /proc, or a copy of it in a test. What cannot be read takes the kernel's default.
-    pub(super) fn of_this_machine(proc: &Path) -> Self {
+    pub(crate) fn of_this_machine(proc: &Path) -> Self {
         let (nofile_soft, nofile_hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 4096));
         let read = |name: &str| std::fs::read_to_string(proc.join(name)).unwrap_or_default();
         let ports = port_range(&read("sys/net/ipv4/ip_local_port_range")).unwrap_or(32768..=60999);
@@ -67,7 +67,8 @@ impl Limits {
         Self { nofile_soft, nofile_hard, ports, ports_reserved, tw_reuse, memory_available_octets }
     }
 
-    fn ports_count(&self) -> u64 {
+    /// Source ports of one address.
+    pub(crate) fn ports_count(&self) -> u64 {
         let span = u64::from(*self.ports.end()).saturating_sub(u64::from(*self.ports.start())) + 1;
         span.saturating_sub(self.ports_reserved)
     }

@@ -21,8 +21,9 @@ use mio::{Events, Interest, Poll, Token};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use resound::proto::{Codecs, DeflateSettings, Replies};
+use socket2::SockRef;
 
-use super::args::Mode;
+use super::args::{Goodbye, Mode};
 use super::book::{Book, Subscriber};
 use super::clock::{Clock, SECOND_NS};
 use super::connection::{Conn, Stage};
@@ -415,10 +416,18 @@ impl Worker {
     fn say_farewell(&mut self, now_ns: u64) {
         self.part = Part::Farewell { until_ns: now_ns + FAREWELL_NS };
         self.settle_broadcast();
+        let goodbye = self.shared.plan.goodbye;
         for slot in 0..self.slots.len() {
             self.settle(slot);
             let Some(conn) = &mut self.slots[slot] else { continue };
             let closing = match conn.stage {
+                _ if goodbye != Goodbye::Close => {
+                    if goodbye == Goodbye::Rst {
+                        // Where it fails there is nothing left to reset.
+                        let _ = SockRef::from(&conn.stream).set_linger(Some(Duration::ZERO));
+                    }
+                    false
+                }
                 Stage::Open | Stage::Leaving => conn.close(now_ns).is_ok(),
                 Stage::Closing => true,
                 Stage::Connecting | Stage::Upgrading(_) => false,

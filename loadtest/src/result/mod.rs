@@ -4,6 +4,7 @@
 //! after that (verdict, table, files, report, merge, compare) works on the `RunResult` alone: nothing here
 //! opens a socket or knows how load is made. Start at [`model`].
 
+pub mod capacity;
 pub mod collector;
 pub mod compare;
 pub mod encode;
@@ -18,4 +19,5 @@ pub mod store;
 pub mod sufficiency;
 pub mod table;
 pub mod units;
+pub mod usl;
 pub mod verdict;

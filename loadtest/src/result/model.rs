@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::capacity::{Capacity, SearchStep};
 use super::collector::Collected;
 use super::recorder::{Counts, Metric, Recorder};
 use super::sparse::Sparse;
@@ -59,6 +60,9 @@ pub struct RunResult {
     /// The steps of a search over load, when there was one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<SearchStep>,
+    /// What a search came to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
 }
 
 impl RunResult {
@@ -87,6 +91,7 @@ impl RunResult {
             slos: Vec::new(),
             verdict: Verdict::default(),
             search: Vec::new(),
+            capacity: None,
         }
     }
 
@@ -561,26 +566,6 @@ pub struct Finding {
     pub cause: String,
     /// What to do about it.
     pub cure: String,
-}
-
-/// One step of a search over load.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SearchStep {
-    /// What was varied: `rate`, `connections` or `subscribers`.
-    pub over: String,
-    /// Its value in this step (messages/s, or a count).
-    pub load: f64,
-    /// What was achieved, messages/s.
-    pub achieved_msgs_per_s: f64,
-    /// Exact percentiles of the headline metric, ns, by name (`p50`, `p99`, `p99.9`, `max`).
-    pub latency_ns: BTreeMap<String, u64>,
-    /// This step's verdict.
-    pub verdict: VerdictKind,
-    /// Why, in a sentence.
-    pub cause: String,
-    /// Whether it is the highest load found to be good.
-    #[serde(default)]
-    pub knee: bool,
 }
 
 #[cfg(test)]

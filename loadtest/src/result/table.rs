@@ -17,6 +17,13 @@ const DIM: Style = Style::new().dimmed();
 /// The whole text, with ANSI styles; a stream that is no terminal strips them.
 pub fn text(result: &RunResult) -> String {
     let mut lines = Vec::new();
+    if let Some(capacity) = &result.capacity {
+        for (name, value) in capacity.lines() {
+            lines.push(format!("{BOLD}{name:<13}{BOLD:#}{value}"));
+        }
+        let knee = capacity.knee.map_or("The last step", |_| "The run at the knee");
+        lines.push(format!("\n{BOLD}{knee}{BOLD:#}"));
+    }
     let verdict = &result.verdict;
     let tone = verdict_style(verdict.kind);
     lines.push(format!("{tone}{}{tone:#}  {}", verdict.kind.name(), verdict.cause));

@@ -3,6 +3,7 @@
 //! [`html()`] puts the page together from its parts; `panels` turns a result into charts, `tables` into words,
 //! and `chart` draws. The script only shows labels under the pointer: without it the page says the same.
 
+mod capacity;
 mod chart;
 mod panels;
 mod series;
@@ -44,10 +45,13 @@ pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
                     }
                 }
                 main {
+                    (capacity::answer(result))
                     (tables::tiles(result, baseline))
                     (tables::objectives(result))
                     (tables::findings(result))
                     (panels::search(result))
+                    (capacity::law(result))
+                    (capacity::steps(result))
                     (panels::spectrum(result, baseline))
                     (panels::latency_over_time(result, &timeline))
                     div.pair {

@@ -419,7 +419,7 @@ pub(super) fn search(result: &RunResult) -> Markup {
     let over = first.over.clone();
     let format: Format = if over == "rate" { rate_tick } else { |value| units::count(value.round() as u64) };
     steps.sort_by(|a, b| a.load.total_cmp(&b.load));
-    let point = |step: &super::super::model::SearchStep, y: u64| Point {
+    let point = |step: &super::super::capacity::SearchStep, y: u64| Point {
         x: step.load,
         y: y as f64,
         x_label: format!("{} · {}", format(step.load), step.verdict.name()),

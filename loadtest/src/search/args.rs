@@ -1,0 +1,178 @@
+//! The flags of `resound-load search`, and what they mean together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, Command, ValueEnum};
+
+use super::hunt::Aim;
+use crate::engine::args::{self, Mode, RunArgs};
+use crate::result::slo::Slo;
+
+/// What a search varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Over {
+    /// Messages (with --mode connect: connects) a second
+    Rate,
+    /// Connections, at a fixed --rate or at --rate-each
+    Connections,
+    /// Connections that get every publication of a broadcast
+    Subscribers,
+    /// Closed loop: connections with one message in flight each; every level is driven, and the scalability
+    /// law is fitted
+    InFlight,
+}
+
+impl Over {
+    /// As printed and written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Over::Rate => "rate",
+            Over::Connections => "connections",
+            Over::Subscribers => "subscribers",
+            Over::InFlight => "in-flight",
+        }
+    }
+}
+
+/// The flags of `resound-load search`.
+#[derive(Clone, Debug, Args)]
+pub struct SearchArgs {
+    /// Flags of each step.
+    #[command(flatten)]
+    pub load: RunArgs,
+
+    /// What to vary
+    #[arg(long, value_enum, help_heading = "Search")]
+    pub over: Over,
+    /// An objective, repeatable: p99.9<5ms, max<1s, errors<0.1%
+    #[arg(long, value_name = "EXPRESSION", help_heading = "Search")]
+    pub slo: Vec<Slo>,
+    /// The first load; nothing below it is tried [default: 100 messages/s, 10 connections, 1 in flight]
+    #[arg(long, value_name = "LOAD", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Search")]
+    pub from: Option<u64>,
+    /// The highest load tried [default: 10000000 messages/s, 1000000 connections, 128 in flight]
+    #[arg(long, value_name = "LOAD", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Search")]
+    pub to: Option<u64>,
+    /// How close the lowest bad load must be above the knee
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = share, help_heading = "Search")]
+    pub precision: f64,
+    /// How often the knee is found (in flight: how often each level is driven)
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100), help_heading = "Search")]
+    pub repeat: u32,
+    /// The measured part of the step that confirms the knee [default: four times --step-duration]
+    #[arg(long, value_name = "TIME", value_parser = args::duration, help_heading = "Search")]
+    pub confirm_duration: Option<Duration>,
+    /// The shortest wait between steps; it is longer while TIME_WAIT holds a material part of the ports
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = args::duration, help_heading = "Search")]
+    pub cooldown: Duration,
+    /// Over connections or subscribers: messages a second for each of them, so that the rate grows with them
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "rate", value_parser = args::positive, help_heading = "Search")]
+    pub rate_each: Option<f64>,
+    /// In flight: concurrency to predict the throughput at, repeatable
+    #[arg(long, value_name = "COUNT", value_parser = args::positive, help_heading = "Search")]
+    pub predict: Vec<f64>,
+    /// Write result.json, report.html and the other files of the knee's run into this directory
+    #[arg(long, value_name = "DIR", help_heading = "Search")]
+    pub out: Option<PathBuf>,
+}
+
+/// Bends the flags of `run` to those of a step: the search chooses the load, and `--duration` is a step's.
+pub fn of_a_step(command: Command) -> Command {
+    command
+        .mut_group("load", |group| group.required(false))
+        .mut_arg("duration", |arg| {
+            arg.long("step-duration")
+                .default_value("5s")
+                .help("The measured part of a step")
+                .help_heading("Search")
+        })
+        .mut_arg("max", |arg| arg.hide(true))
+        .mut_arg("in_flight", |arg| arg.hide(true))
+}
+
+/// `5%`.
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+    match number {
+        Some(percent) if (0.1..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("a percentage between 0.1% and 100% is needed, such as 5%".to_owned()),
+    }
+}
+
+impl SearchArgs {
+    /// Checks the flags against each other.
+    ///
+    /// # Errors
+    /// One line about what cannot be meant.
+    pub fn aim(&self) -> Result<Aim> {
+        if self.load.max || self.load.in_flight > 1 {
+            bail!("--max and --in-flight: use --over in-flight, which drives closed loops by itself");
+        }
+        if self.slo.is_empty() && self.over != Over::InFlight {
+            bail!("--slo: say what must hold at the knee, such as --slo 'p99.9<5ms'");
+        }
+        match self.over {
+            Over::Rate if self.load.rate.is_some() || self.rate_each.is_some() => {
+                bail!(
+                    "--rate and --rate-each: with --over rate the search chooses the rate (see --from and --to)"
+                )
+            }
+            Over::InFlight if self.load.rate.is_some() || self.rate_each.is_some() => {
+                bail!("--rate and --rate-each: --over in-flight drives a closed loop, which has no rate")
+            }
+            Over::Connections | Over::Subscribers if self.load.rate.is_none() && self.rate_each.is_none() => {
+                bail!("--rate or --rate-each: say how many messages the {} carry", self.over.name())
+            }
+            _ => {}
+        }
+        match (self.over, self.load.mode) {
+            (Over::Subscribers, Mode::Broadcast) => {}
+            (Over::Subscribers, _) => bail!("--over subscribers goes with --mode broadcast"),
+            (Over::Connections | Over::InFlight, Mode::Connect) => {
+                bail!("--mode connect goes with --over rate: it opens connections at a rate")
+            }
+            (Over::InFlight, Mode::Broadcast) => bail!("--over in-flight goes with --mode echo"),
+            _ => {}
+        }
+        if self.over == Over::InFlight && self.load.churn > 0.0 {
+            bail!("--churn does not go with --over in-flight");
+        }
+        let (from, to) = match self.over {
+            Over::Rate => (100, 10_000_000),
+            Over::Connections | Over::Subscribers => (10.max(self.load.publishers.into()), 1_000_000),
+            Over::InFlight => (1, 128),
+        };
+        let aim = Aim {
+            from: self.from.unwrap_or(from),
+            to: self.to.unwrap_or(to),
+            precision: self.precision,
+            rounds: self.repeat,
+        };
+        if aim.from > aim.to {
+            bail!("--from {} is above --to {}", aim.from, aim.to);
+        }
+        if self.over != Over::Rate && aim.to > 16_000_000 {
+            bail!("--to {}: at most 16000000 connections", aim.to);
+        }
+        Ok(aim)
+    }
+
+    /// The flags of a step at this load, without its duration.
+    pub fn step(&self, load: u64) -> RunArgs {
+        let mut step = RunArgs { quiet: true, ..self.load.clone() };
+        match self.over {
+            Over::Rate => step.rate = Some(load as f64),
+            Over::Connections | Over::Subscribers => {
+                step.connections = load as u32;
+                step.publishers = step.publishers.min(step.connections);
+                step.rate = self.rate_each.map(|each| each * load as f64).or(step.rate);
+            }
+            Over::InFlight => {
+                (step.connections, step.in_flight, step.max) = (load as u32, 1, true);
+            }
+        }
+        step
+    }
+}
