@@ -28,7 +28,7 @@ STEPS=(
     'memory|unsafe code under Miri, or valgrind where there is no Miri: mask and proto'
     'fuzz|every fuzz target for a short while'
     'tune|the tests of scripts/tune.sh'
-    'clients|Python websockets, node ws and a browser against the release binary'
+    'clients|Python websockets, node ws and a browser against the release binary, plain and compressed'
     'autobahn|the Autobahn testsuite against the release binary'
 )
 
@@ -148,18 +148,19 @@ step_tune() {
 
 step_clients() {
     on_every_backend scripts/clients.sh
+    on_every_backend scripts/clients.sh --deflate
 }
 
 step_autobahn() {
     on_every_backend scripts/autobahn.sh
 }
 
-# COMMAND with --io for each backend; its notes become one.
+# COMMAND FLAG... with --io for each backend; its notes become one.
 on_every_backend() {
     local io status=0 notes=''
     for io in "${IO_BACKENDS[@]}"; do
         : >"$NOTE_FILE"
-        "$1" --io "$io" || status=$?
+        "$@" --io "$io" || status=$?
         notes+="${notes:+; }$(cat "$NOTE_FILE")"
     done
     note "$notes"
