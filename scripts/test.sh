@@ -28,6 +28,7 @@ STEPS=(
     'memory|unsafe code under Miri, or valgrind where there is no Miri: mask and proto'
     'fuzz|every fuzz target for a short while'
     'tune|the tests of scripts/tune.sh'
+    'hold|scripts/hold.sh with a thousand connections: every one held, no message lost'
     'clients|Python websockets, node ws and a browser against the release binary, plain and compressed'
     'autobahn|the Autobahn testsuite against the release binary'
 )
@@ -144,6 +145,15 @@ step_tune() {
     scripts/tune/test.sh 2>&1 | tee "$out" || status=$?
     note "$(tail -n 1 "$out")"
     return "$status"
+}
+
+step_hold() {
+    local out=$LOG_DIR/hold.out
+    cargo build --release --workspace
+    scripts/hold.sh --connections 1000 --ramp 2000 --window 2 --time-max 60 | tee "$out"
+    grep -Eq '^connections +1,000 +1,000$' "$out" || die 'not every connection was held'
+    grep -Eq '^messages lost +0 +0$' "$out" || die 'messages were lost'
+    note 'held 1,000 connections'
 }
 
 step_clients() {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::args::{Over, SearchArgs};
@@ -106,7 +106,12 @@ pub fn search(args: &SearchArgs) -> Result<RunResult> {
         law_refused,
     };
     // The run at the knee, or else the last one.
-    let mut result = driver.at_knee(knee_step).context("ended before a step was done")?;
+    let Some(mut result) = driver.at_knee(knee_step) else {
+        match driver.steps.last() {
+            Some(refused) => bail!("not even the first load is possible here: {}", refused.cause),
+            None => bail!("ended before a step was done"),
+        }
+    };
     result.search = driver.steps;
     result.capacity = Some(capacity);
     Ok(result)

@@ -67,28 +67,34 @@ pub(super) fn law(result: &RunResult) -> Markup {
 pub(super) fn steps(result: &RunResult) -> Markup {
     html! { @if !result.search.is_empty() { section {
         h2 { "Steps of the search" }
+        p.hint { "In the order in which they were taken. Server: its CPU, percent of one core. Machine: CPU whoever used it, percent of all cores." }
         div.scroll { table {
             thead { tr {
-                th { "Load" } th { "For" } th { "Round" } th { "Measured" } th { "Achieved" } th { "p50" } th { "p99" } th { "p99.9" }
-                th { "Server CPU" } th { "Machine CPU" } th.words { "Verdict" } th.words { "Why" }
+                th { "Load" } th { "For, round" } th { "Measured" } th { "Achieved" } th { "p50" } th { "p99" } th { "p99.9" }
+                th { "Server" } th { "Machine" } th { "Verdict" }
             } }
             tbody { @for step in &result.search { (row(step)) } }
         } }
     } } }
 }
 
+/// A row of numbers and, where it is not VALID, another one that says why.
 fn row(step: &SearchStep) -> Markup {
     let latency = |name: &str| step.latency_ns.get(name).map_or("".to_owned(), |ns| units::latency_ns(*ns));
     let cpu = |percent: Option<f64>| percent.map_or("".to_owned(), |percent| format!("{percent:.0} %"));
-    html! { tr {
-        td { (show_load(&step.over, step.load)) @if step.knee { " ← knee" } }
-        td { (step.purpose) }
-        td { (step.round) }
-        td { (units::span_s(step.measured_s)) }
-        td { (units::rate(step.achieved_msgs_per_s, "msg")) }
-        td { (latency("p50")) } td { (latency("p99")) } td { (latency("p99.9")) }
-        td { (cpu(step.seen.server_cpu_percent)) } td { (cpu(step.seen.machine_cpu_percent)) }
-        td.words { span class={"outcome " (verdict_class(step.verdict))} { (step.verdict.name()) } @if step.good && step.verdict != VerdictKind::Valid { " met in spite of it" } }
-        td.words { (step.limit.as_ref().map_or(&step.cause, |limit| &limit.cause)) }
-    } }
+    let why = step.limit.as_ref().map_or(&step.cause, |limit| &limit.cause);
+    html! {
+        tr {
+            td { (show_load(&step.over, step.load)) @if step.knee { " ← knee" } }
+            td { (step.purpose) " " (step.round) }
+            td { (units::span_s(step.measured_s)) }
+            td { (units::rate(step.achieved_msgs_per_s, "msg")) }
+            td { (latency("p50")) } td { (latency("p99")) } td { (latency("p99.9")) }
+            td { (cpu(step.seen.server_cpu_percent)) } td { (cpu(step.seen.machine_cpu_percent)) }
+            td { span class={"outcome " (verdict_class(step.verdict))} { (step.verdict.name()) } }
+        }
+        @if step.verdict != VerdictKind::Valid { tr {
+            td.words colspan="10" { @if step.good { "Objectives met in spite of it: " } (why) }
+        } }
+    }
 }
