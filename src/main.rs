@@ -43,7 +43,8 @@ fn start(config: Config) -> anyhow::Result<Server> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals")?;
-    let server = Server::start(config.clone())?;
+    // Its message says the cause already: no chain.
+    let server = Server::start(config.clone()).map_err(|error| anyhow::anyhow!("{error}"))?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let flags: Vec<String> = std::env::args().skip(1).collect();
     let (version, workers) = (env!("CARGO_PKG_VERSION"), server.worker_count());
