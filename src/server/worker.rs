@@ -152,7 +152,11 @@ impl<B: Backend> Worker<B> {
         match completion {
             Completion::Received(conn) => self.received(conn),
             Completion::Accepted(conn) => self.accepted(conn),
-            Completion::Eof(conn) => self.finish(conn),
+            Completion::Eof(conn) => {
+                // A publisher that has just half-closed is owed its own message too.
+                self.flush_hub();
+                self.finish(conn);
+            }
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
             Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
