@@ -38,7 +38,7 @@ suite! {
     a_handshake_octet_by_octet_is_accepted,
     a_peer_that_does_not_read_is_not_read_from_and_loses_nothing,
     a_half_closed_peer_gets_what_it_is_owed,
-    a_publisher_that_half_closes_gets_its_own_message,
+    a_publisher_that_closes_gets_its_own_message_first,
     a_violation_is_answered_and_never_reset,
     a_close_is_answered_and_followed_by_fin,
     a_peer_that_never_ends_is_cut_off,
@@ -173,13 +173,16 @@ fn a_half_closed_peer_gets_what_it_is_owed(io: &str) {
     eventually("closed", || server.total(|counters| &counters.closed_total) == 1);
 }
 
-fn a_publisher_that_half_closes_gets_its_own_message(io: &str) {
+fn a_publisher_that_closes_gets_its_own_message_first(io: &str) {
     let server = serve(io, &["--workers", "1"]);
     for _ in 0..20 {
         let mut client = Client::open(&server, "/broadcast/room");
         client.send(Opcode::Text, b"mine");
         client.fin();
         assert_eq!(client.rest(), reply(Opcode::Text, b"mine"));
+        let mut client = Client::open(&server, "/broadcast/room");
+        client.write(&[message(Opcode::Text, b"last"), message(Opcode::Close, b"")].concat());
+        assert_eq!(client.rest(), [reply(Opcode::Text, b"last"), reply(Opcode::Close, b"")].concat());
     }
 }
 

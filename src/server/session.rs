@@ -133,7 +133,6 @@ impl Session {
             context.counters.protocol_errors_total.add(1);
             tracing::debug!(conn = context.conn.index, %error, "the peer broke the protocol");
         }
-        self.finish(context);
         Step::Finish
     }
 

@@ -182,6 +182,10 @@ impl<B: Backend> Worker<B> {
                 .map(|owned| (owned.at, Chunk::Owned { octets: owned.octets, start: owned.start }))
                 .collect()
         };
+        if step == Step::Finish {
+            // What it published before its Close is owed to it too, and goes before our Close.
+            self.flush_hub();
+        }
         self.backend.reply(conn, self.replies.range(), between);
         match step {
             Step::Wait => {}
