@@ -1,15 +1,16 @@
 #!/bin/sh
 # What epoll and io_uring cost: server processor time for each message, system calls, context switches.
 #
-#   scripts/bench-io.sh           every workload (about an hour; run it on a machine that does nothing else)
+#   scripts/bench-io.sh           every workload (a quarter of an hour; on a machine that does nothing else)
 #   scripts/bench-io.sh --quick   the ones that decide, less exactly (about two minutes)
 #   scripts/bench-io.sh ARGS...   one run with ARGS, for example
 #                                 --servers raw-epoll,raw-uring --workloads 50/20/1 --repetitions 11
 #
 # The server has core $SERVER_CORE (0) and the generator $CLIENT_CORE (1) to itself. All servers of a workload
-# run side by side and are measured in turn, and every ratio is taken within one turn. System calls are counted
-# by perf in a run of their own; without it, or without its right to (kernel.perf_event_paranoid), the column
-# says so. Prints Markdown: a table of costs, then one of ratios, each with its spread.
+# run side by side and are measured in turn, there and back, and every ratio is taken within one turn. System
+# calls are counted by perf in a run of their own; without it, or without its right to
+# (kernel.perf_event_paranoid), the column says so. Prints Markdown: a table of costs, then one of ratios, each
+# with the 95 % interval of its median and its spread.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,14 +27,14 @@ case "${1:-}" in
     for connections in 1 50 500 2000; do
         for octets in 20 16384; do
             for in_flight in 1 16; do
-                run --repetitions 9 --sample-ms 1000 --workloads "$connections/$octets/$in_flight"
+                workloads=${workloads:+$workloads,}$connections/$octets/$in_flight
             done
         done
     done
-    run --repetitions 9 --sample-ms 1000 --workloads b1000/64/1,b1000/1024/1,b1000/64/10,b1000/1024/10
+    run --workloads "$workloads,b1000/64/1,b1000/1024/1,b1000/64/10,b1000/1024/10"
     ;;
 --quick)
-    run --repetitions 5 --sample-ms 200 --workloads 1/20/1,50/20/1,500/20/1,50/20/16,500/16384/1,b1000/64/1,b1000/1024/10
+    run --repetitions 9 --workloads 1/20/1,50/20/1,500/20/1,50/20/16,500/16384/1,b1000/64/1,b1000/1024/10
     ;;
 *) run "$@" ;;
 esac

@@ -46,10 +46,10 @@ struct Run {
     #[arg(long, default_value_t = 1)]
     client_core: usize,
     /// How often each server is measured.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 31)]
     repetitions: usize,
     /// How long each measurement takes, in milliseconds.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 200)]
     sample_ms: u64,
     /// Which workloads, as CONNECTIONS/OCTETS/IN_FLIGHT; with a leading b, a broadcast to that many members.
     /// Several are separated by commas.
@@ -111,7 +111,9 @@ impl Run {
             let workload = Workload::parse(text).with_context(|| format!("--workloads {text}"))?;
             self.measure(&workload, &mut ratios)?;
         }
-        println!("\n| workload | CPU per message | median | spread |\n|---|---|---|---|");
+        println!(
+            "\n| workload | CPU per message | median | 95 % interval of the median | spread |\n|---|---|---|---|---|"
+        );
         ratios.iter().for_each(|ratio| println!("{ratio}"));
         Ok(())
     }
@@ -134,12 +136,22 @@ impl Run {
         }
         let duration = Duration::from_millis(self.sample_ms);
         let mut samples = vec![Vec::new(); names.len()];
-        for _ in 0..self.repetitions {
-            for ((server, client), samples) in running.iter_mut().zip(&mut samples) {
+        for repetition in 0..self.repetitions {
+            eprint!("\r{}: turn {} of {}   ", workload.name, repetition + 1, self.repetitions);
+            // There and back again, so that what drifts evenly falls on all alike.
+            let order: Vec<usize> = match repetition % 2 {
+                0 => (0..names.len()).collect(),
+                _ => (0..names.len()).rev().collect(),
+            };
+            for at in order {
+                let (server, client) = &mut running[at];
+                client.start()?;
                 client.run(duration / 5)?; // Warm again what the others have cooled.
-                samples.push(sample(server, client, duration)?);
+                samples[at].push(sample(server, client, duration)?);
+                client.stop()?;
             }
         }
+        eprint!("\r\x1b[K");
         for (((server, client), samples), name) in running.iter_mut().zip(&samples).zip(&names) {
             let calls = system_calls(server, client, duration / 2)?;
             print_row(&workload.name, name, samples, calls);
@@ -163,8 +175,9 @@ impl Run {
                     .map(|(over, under)| over.cpu_us / under.cpu_us)
                     .collect();
                 let (low, middle, high) = spread(&mut all);
+                let (from, to) = interval_of_median(&all);
                 ratios.push(format!(
-                    "| {} | {over} / {under} | {middle:.3} | {low:.3} to {high:.3} |",
+                    "| {} | {over} / {under} | {middle:.3} | {from:.3} to {to:.3} | {low:.3} to {high:.3} |",
                     workload.name
                 ));
             }
@@ -220,10 +233,12 @@ fn sample(server: &Server, client: &mut Client, duration: Duration) -> anyhow::R
 }
 
 /// System calls for each message, if they can be counted here. Counting slows them down, so this is no
-/// sample of anything else. Nothing goes on before and after `run`, so that all that is counted is its own.
+/// sample of anything else.
 fn system_calls(server: &Server, client: &mut Client, duration: Duration) -> anyhow::Result<Option<f64>> {
     let Some(counter) = server.count_system_calls() else { return Ok(None) };
+    client.start()?;
     let (messages, _) = client.run(duration)?;
+    let messages = messages + client.stop()?;
     Ok(counter.stop()?.map(|calls| calls as f64 / messages as f64))
 }
 
@@ -241,6 +256,15 @@ fn print_row(workload: &str, name: &str, samples: &[Sample], calls: Option<f64>)
         median(|sample| sample.per_second).1,
         median(|sample| sample.switches).1,
     );
+}
+
+/// Between which of the sorted `values` the median of all that could be measured lies, with 95 % confidence: the
+/// binomial interval in its normal approximation. Of fewer than six values it is all that is between them.
+fn interval_of_median(sorted: &[f64]) -> (f64, f64) {
+    let len = sorted.len() as f64;
+    let reach = 1.96 * len.sqrt() / 2.0;
+    let (from, to) = ((len / 2.0 - reach).floor().max(1.0), (len / 2.0 + 1.0 + reach).ceil().min(len));
+    (sorted[from as usize - 1], sorted[to as usize - 1])
 }
 
 /// The least, the median and the greatest.

@@ -90,7 +90,7 @@ impl Client {
             poll.registry().register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
             connections.push(Connection { stream, partial: 0, unsent: 0, at: 0 });
         }
-        let mut client = Self {
+        Ok(Self {
             traffic,
             in_flight,
             poll,
@@ -100,12 +100,33 @@ impl Client {
             message_len: message.len(),
             reply_len: reply.len(),
             buffer: vec![0; BUFFER_LEN],
-        };
-        let senders = if traffic == Traffic::Broadcast { 1 } else { count };
-        for index in 0..senders {
-            client.send(index, in_flight)?;
+        })
+    }
+
+    /// Puts messages into flight.
+    pub(crate) fn start(&mut self) -> anyhow::Result<()> {
+        let senders = if self.traffic == Traffic::Broadcast { 1 } else { self.connections.len() };
+        (0..senders).try_for_each(|index| self.send(index, self.in_flight))
+    }
+
+    /// Takes back what is in flight, so that it fills no socket while others are measured, and returns how many
+    /// messages that were.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<u64> {
+        let in_flight = self.in_flight * self.connections.len();
+        let mut missing = in_flight;
+        while missing > 0 {
+            self.poll.poll(&mut self.events, Some(STUCK))?;
+            ensure!(!self.events.is_empty(), "no reply for {STUCK:?}");
+            for (index, readable, writable) in events(&self.events) {
+                if writable && self.connections[index].unsent > 0 {
+                    self.send(index, 0)?;
+                }
+                if readable {
+                    missing -= self.receive(index)?;
+                }
+            }
         }
-        Ok(client)
+        Ok(in_flight as u64)
     }
 
     /// Keeps going for `duration`, and returns how many messages came back and in what time.
@@ -115,12 +136,7 @@ impl Client {
         loop {
             self.poll.poll(&mut self.events, Some(STUCK))?;
             ensure!(!self.events.is_empty(), "no reply for {STUCK:?}");
-            let events: Vec<(usize, bool, bool)> = self
-                .events
-                .iter()
-                .map(|event| (event.token().0, event.is_readable(), event.is_writable()))
-                .collect();
-            for (index, readable, writable) in events {
+            for (index, readable, writable) in events(&self.events) {
                 if writable && self.connections[index].unsent > 0 {
                     self.send(index, 0)?;
                 }
@@ -187,6 +203,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Which connections can be read and written.
+fn events(events: &Events) -> Vec<(usize, bool, bool)> {
+    events.iter().map(|event| (event.token().0, event.is_readable(), event.is_writable())).collect()
 }
 
 fn header(payload_len: usize, masking_key: Option<MaskingKey>) -> Vec<u8> {
