@@ -7,6 +7,7 @@
 mod client;
 mod loops;
 mod server;
+mod wakes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use client::{Client, Traffic};
 use server::{Server, Usage};
+use wakes::{Wakes, Way};
 
 #[derive(Parser)]
 struct Arguments {
@@ -26,6 +28,15 @@ struct Arguments {
 enum Task {
     /// Measure, and print a table.
     Run(Run),
+    /// Measure what it costs to wake another worker's ring.
+    Wakes {
+        /// The cores of the two threads.
+        #[arg(long, value_delimiter = ',', default_value = "0,1")]
+        cores: Vec<usize>,
+        /// How often each way is measured.
+        #[arg(long, default_value_t = 15)]
+        repetitions: usize,
+    },
     /// Serve raw TCP echo with a minimal loop on epoll.
     LoopEpoll,
     /// Serve raw TCP echo with a minimal loop on io_uring.
@@ -90,10 +101,39 @@ struct Sample {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Task::Run(run) => run.run(),
+        Task::Wakes { cores, repetitions } => compare_wakes(&cores, repetitions),
         Task::LoopEpoll => loops::epoll(),
         Task::LoopUring => loops::uring(false),
         Task::LoopUringDirect => loops::uring(true),
     }
+}
+
+fn compare_wakes(cores: &[usize], repetitions: usize) -> anyhow::Result<()> {
+    let &[first, second] = cores else { anyhow::bail!("--cores: two are needed, such as 0,1") };
+    let mut samples = Vec::new();
+    for _ in 0..repetitions {
+        let measure = |way| wakes::measure(way, [first, second]);
+        samples.push((measure(Way::EventFd)?, measure(Way::MsgRing)?));
+    }
+    println!(
+        "| | eventfd, us | msg_ring, us | msg_ring / eventfd | 95 % interval of the median |\n|---|---|---|---|---|"
+    );
+    for (what, field) in [
+        ("processor time of both threads", (|wakes| wakes.cpu_us) as fn(&Wakes) -> f64),
+        ("time until the other has seen it", |wakes| wakes.latency_us),
+    ] {
+        let all = |of: &dyn Fn(&(Wakes, Wakes)) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(of).collect();
+            (spread(&mut values).1, interval_of_median(&values))
+        };
+        let (ratio, (from, to)) = all(&|(event_fd, msg_ring)| field(msg_ring) / field(event_fd));
+        println!(
+            "| {what} | {:.2} | {:.2} | {ratio:.3} | {from:.3} to {to:.3} |",
+            all(&|(event_fd, _)| field(event_fd)).0,
+            all(&|(_, msg_ring)| field(msg_ring)).0,
+        );
+    }
+    Ok(())
 }
 
 impl Run {

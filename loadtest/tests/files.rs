@@ -55,6 +55,11 @@ fn a_result_is_read_back_as_it_was_written() {
         let result = judged(&Scenario { mode, stall_at_s: Some(1), ..small(3) });
         store::write_dir(&result, &dir).expect("written");
         assert_eq!(store::read(&dir).expect("read"), result);
+        // The directory is used again: what only the earlier result had is gone.
+        for metric in Metric::ALL {
+            let is_there = dir.join(format!("{}.hgrm", metric.name())).exists();
+            assert_eq!(is_there, result.histograms.contains_key(&metric), "{metric:?} of {mode:?}");
+        }
     }
     assert!(std::fs::read_dir(&dir).expect("it is there").all(|entry| {
         entry.expect("an entry").path().extension().is_some_and(|extension| extension != "partial")

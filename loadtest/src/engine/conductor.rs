@@ -350,8 +350,6 @@ impl Conductor {
         let threads = self.measured_cpu_ns.iter().enumerate().map(|(index, cpu_ns)| ThreadUse {
             name: format!("load-{index}"),
             cpu_percent: 100.0 * *cpu_ns as f64 / measured_ns as f64,
-            // Time spent polling for nothing is left out of the CPU above.
-            spins: false,
         });
         let started = self.shared.clock.started_at + Duration::from_nanos(measure_ns);
         let manifest = Manifest {

@@ -49,12 +49,20 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    fn to_octets(self) -> [u8; 16] {
-        let mut octets = [0; 16];
-        octets[..8].copy_from_slice(&self.intended_ns.to_le_bytes());
-        octets[8..12].copy_from_slice(&self.sequence.to_le_bytes());
-        octets[12..].copy_from_slice(&self.sender.to_le_bytes());
-        octets
+    fn fields(self) -> u128 {
+        u128::from(self.intended_ns) | u128::from(self.sequence) << 64 | u128::from(self.sender) << 96
+    }
+
+    /// Writes the stamp of a message with this `filler`, masked with a key of four octets, little-endian. Masked in
+    /// registers: to write it and read it back at once would stall for longer than all the rest takes.
+    #[inline(always)]
+    fn write(self, filler: &[u8], key: u32, place: &mut [u8]) {
+        let fields = self.fields();
+        let checksum = adler32(&fields.to_le_bytes(), filler);
+        place[..4].copy_from_slice(&(checksum ^ key).to_le_bytes());
+        let key = u128::from(key);
+        let masked = fields ^ (key | key << 32 | key << 64 | key << 96);
+        place[4..BINARY_LEN].copy_from_slice(&masked.to_le_bytes());
     }
 
     fn from_octets(octets: &[u8; 16]) -> Self {
@@ -76,15 +84,15 @@ impl Stamp {
 #[inline]
 pub(super) fn read(payload: &[u8], opcode: Opcode) -> Option<Stamp> {
     let mut decoded = [0; BINARY_LEN];
-    let (stamp, filler) = match opcode {
+    let (stamp, filler): (&[u8; BINARY_LEN], &[u8]) = match opcode {
         Opcode::Text => {
             let (stamp, filler) = payload.split_at_checked(TEXT_LEN)?;
-            let len = STANDARD_NO_PAD.decode_slice(stamp, &mut decoded).ok()?;
-            (decoded.get(..len)?.try_into().ok()?, filler)
+            STANDARD_NO_PAD.decode_slice(stamp, &mut decoded).ok().filter(|len| *len == BINARY_LEN)?;
+            (&decoded, filler)
         }
-        _ => payload.split_first_chunk::<BINARY_LEN>().map(|(stamp, filler)| (*stamp, filler))?,
+        // Where it is: a copy would be read back before it is written.
+        _ => payload.split_first_chunk()?,
     };
-    let stamp: [u8; BINARY_LEN] = stamp;
     let (checksum, fields) = stamp.split_first_chunk::<4>().expect("twenty octets");
     let fields: &[u8; 16] = fields.try_into().expect("sixteen octets");
     (adler32(fields, filler) == u32::from_le_bytes(*checksum)).then(|| Stamp::from_octets(fields))
@@ -128,51 +136,44 @@ impl Composer {
     #[inline(always)]
     fn put(&mut self, stamp: Stamp, size: usize, is_frame: bool, target: &mut Vec<u8>) {
         // A key of zeros changes nothing: a payload alone is not masked.
-        let key = if is_frame {
-            MaskingKey::from_wire(self.keys.u32(..).to_le_bytes())
-        } else {
-            MaskingKey::default()
-        };
-        let header = FrameHeader { masking_key: Some(key), ..FrameHeader::message(self.opcode, size) };
-        // Header and stamp are put together on the stack, so that a small message is one copy.
-        let mut front = [0; HEADER_LEN_MAX + TEXT_LEN];
-        let head_len = if is_frame { header.write(&mut front) } else { 0 };
-
-        let start = stamp.filler_start();
+        let key_word = if is_frame { self.keys.u32(..) } else { 0 };
+        let key = MaskingKey::from_wire(key_word.to_le_bytes());
         let stamp_len = len_min(self.opcode);
+        let start = stamp.filler_start();
         let filler = &self.filler[start..start + (size - stamp_len)];
-        let fields = stamp.to_octets();
-        let mut binary = [0; BINARY_LEN];
-        binary[..4].copy_from_slice(&adler32(&fields, filler).to_le_bytes());
-        binary[4..].copy_from_slice(&fields);
-        let front_len = head_len + stamp_len;
-        let place = &mut front[head_len..front_len];
+
+        let at = target.len();
+        // What is appended with a constant length needs no call; what is too much goes again.
+        target.extend_from_slice(&[0; HEADER_LEN_MAX + TEXT_LEN]);
+        let front = &mut target[at..];
+        let header = FrameHeader { masking_key: Some(key), ..FrameHeader::message(self.opcode, size) };
+        let head_len = if is_frame { header.write(front) } else { 0 };
+        let place = &mut front[head_len..];
         match self.opcode {
             Opcode::Text => {
-                let len = STANDARD_NO_PAD.encode_slice(binary, place).expect("20 octets make 27 characters");
-                debug_assert_eq!(len, TEXT_LEN);
+                let mut octets = [0; BINARY_LEN];
+                stamp.write(filler, 0, &mut octets);
+                let len = STANDARD_NO_PAD.encode_slice(octets, place);
+                debug_assert_eq!(len, Ok(TEXT_LEN));
+                mask::unmask_in_place(&mut place[..TEXT_LEN], key);
             }
-            _ => place.copy_from_slice(&binary),
+            _ => stamp.write(filler, key_word, place),
         }
-        mask::unmask_in_place(&mut front[head_len..front_len], key);
-        // A copy of constant length needs no call; what is too much goes again.
-        let end = target.len() + front_len;
-        target.extend_from_slice(&front);
-        target.truncate(end);
+        target.truncate(at + head_len + stamp_len);
         if !filler.is_empty() {
             mask::unmask_append(target, filler, key.advanced(stamp_len));
         }
     }
 }
 
+#[inline(always)]
 fn adler32(fields: &[u8; 16], filler: &[u8]) -> u32 {
     // Sixteen octets cannot make either sum reach the modulus 65521, so that these need no division.
-    let (mut a, mut b) = (1, 16);
-    for (octet, weight) in fields.iter().zip((1..=16).rev()) {
-        a += u32::from(*octet);
-        b += u32::from(*octet) * weight;
-    }
-    let checksum = b << 16 | a;
+    const WEIGHTS: [u16; 16] = [16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1];
+    let octets = fields.map(u16::from);
+    let a = 1 + octets.iter().sum::<u16>();
+    let b = 16 + octets.iter().zip(WEIGHTS).map(|(octet, weight)| octet * weight).sum::<u16>();
+    let checksum = u32::from(b) << 16 | u32::from(a);
     if filler.is_empty() {
         return checksum;
     }

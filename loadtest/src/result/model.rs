@@ -318,7 +318,7 @@ pub struct Rates {
     pub sent_msgs_per_s: f64,
     /// Replies or deliveries received within the measured part, messages/s.
     pub received_msgs_per_s: f64,
-    /// Connections upgraded, /s.
+    /// Connections upgraded within the measured part, /s.
     pub upgrades_per_s: f64,
     /// Payload sent, octets/s.
     pub payload_sent_octets_per_s: f64,
@@ -336,11 +336,14 @@ impl Rates {
         // What is lost stays in flight, unless its connection ended: it is not taken off twice.
         let grown = in_flight_growth(intervals).unwrap_or(0) as f64;
         let received = (totals.expected as f64 - grown.max(totals.lost as f64)).max(0.0);
+        // The totals hold those of the ramp and of the warm-up too.
+        let measured = intervals.iter().filter(|interval| interval.phase == Phase::Measure);
+        let upgrades: u64 = measured.map(|interval| interval.counts.upgrades).sum();
         Rates {
             offered_msgs_per_s: plan.offered_msgs_per_s(),
             sent_msgs_per_s: per_s(totals.sent as f64),
             received_msgs_per_s: per_s(received),
-            upgrades_per_s: per_s(totals.upgrades as f64),
+            upgrades_per_s: per_s(upgrades as f64),
             payload_sent_octets_per_s: per_s(totals.payload_sent_octets as f64),
             payload_received_octets_per_s: per_s(totals.payload_received_octets as f64),
         }
@@ -414,11 +417,8 @@ pub struct Sample {
 pub struct ThreadUse {
     /// Its name (`load-0`).
     pub name: String,
-    /// CPU time, percent of one core.
+    /// CPU time, percent of one core, without the time spent polling for nothing.
     pub cpu_percent: f64,
-    /// Whether it spins by design (closed loop, or spinning for the next send), so that its CPU says nothing.
-    #[serde(default)]
-    pub spins: bool,
 }
 
 /// The kernel's view before and after the measured part. Names are `Group.Counter` as in /proc.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use super::model::{RunResult, SCHEMA, SCHEMA_VERSION};
+use super::recorder::Metric;
 use super::{hdr_files, report};
 
 /// The name of the result in its directory.
@@ -26,9 +27,16 @@ pub fn write_dir(result: &RunResult, dir: &Path) -> Result<()> {
     write_result(result, &dir.join(RESULT_FILE))?;
     write_report(result, None, &dir.join(REPORT_FILE))?;
     write_file(&dir.join(LOG_FILE), |out| Ok(hdr_files::write_hlog(out, result)?))?;
-    for (metric, recorder) in &result.histograms {
+    for metric in Metric::ALL {
         let path = dir.join(format!("{}.hgrm", metric.name()));
-        write_file(&path, |out| Ok(hdr_files::write_hgrm(out, recorder)?))?;
+        match result.histograms.get(&metric) {
+            Some(recorder) => write_file(&path, |out| Ok(hdr_files::write_hgrm(out, recorder)?))?,
+            // One that an earlier result left here would pass for this one's.
+            None if path.exists() => {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?
+            }
+            None => {}
+        }
     }
     Ok(())
 }

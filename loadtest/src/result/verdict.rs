@@ -276,7 +276,7 @@ fn peak(result: &RunResult, name: &str) -> String {
 /// Open loop: a busy thread stamps receipts late. Closed loop: a busy generator measures itself, unless the
 /// server was seen to be at least as busy.
 fn busy_threads(result: &RunResult) -> Option<Finding> {
-    let threads = result.generator_threads.iter().filter(|thread| !thread.spins);
+    let threads = result.generator_threads.iter();
     let busiest = threads.max_by(|a, b| a.cpu_percent.total_cmp(&b.cpu_percent))?;
     let busy = format!("load thread {} was {:.0} % busy", busiest.name, busiest.cpu_percent);
     let cure = "give it more --threads and cores of its own, or generate from a second machine and merge";
@@ -494,8 +494,7 @@ fn why_valid(result: &RunResult, came_to: &[SloResult]) -> String {
             headline.title()
         ));
     }
-    let busiest =
-        result.generator_threads.iter().filter(|thread| !thread.spins).map(|thread| thread.cpu_percent);
+    let busiest = result.generator_threads.iter().map(|thread| thread.cpu_percent);
     if let Some(busiest) = busiest.max_by(f64::total_cmp) {
         reasons.push(format!("its threads were at most {busiest:.0} % busy"));
     }

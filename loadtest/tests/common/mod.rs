@@ -104,11 +104,7 @@ impl Scenario {
         }
         let collected = collector.finish();
         let threads = (0..self.threads)
-            .map(|thread| ThreadUse {
-                name: format!("load-{thread}"),
-                cpu_percent: 41.0 + thread as f64,
-                spins: false,
-            })
+            .map(|thread| ThreadUse { name: format!("load-{thread}"), cpu_percent: 41.0 + thread as f64 })
             .collect();
         RunResult::new(
             self.manifest(),
