@@ -110,28 +110,27 @@ fn main() -> anyhow::Result<()> {
 
 fn compare_wakes(cores: &[usize], repetitions: usize) -> anyhow::Result<()> {
     let &[first, second] = cores else { anyhow::bail!("--cores: two are needed, such as 0,1") };
+    let ways = [Way::EventFd, Way::MsgRingAtOnce, Way::MsgRing];
     let mut samples = Vec::new();
     for _ in 0..repetitions {
-        let measure = |way| wakes::measure(way, [first, second]);
-        samples.push((measure(Way::EventFd)?, measure(Way::MsgRing)?));
+        let turn: anyhow::Result<Vec<Wakes>> =
+            ways.iter().map(|way| wakes::measure(*way, [first, second])).collect();
+        samples.push(turn?);
     }
-    println!(
-        "| | eventfd, us | msg_ring, us | msg_ring / eventfd | 95 % interval of the median |\n|---|---|---|---|---|"
-    );
+    println!("| a wake-up | us | of eventfd | 95 % interval of the median |\n|---|---|---|---|");
     for (what, field) in [
         ("processor time of both threads", (|wakes| wakes.cpu_us) as fn(&Wakes) -> f64),
-        ("time until the other has seen it", |wakes| wakes.latency_us),
+        ("until the other has seen it", |wakes| wakes.latency_us),
     ] {
-        let all = |of: &dyn Fn(&(Wakes, Wakes)) -> f64| {
-            let mut values: Vec<f64> = samples.iter().map(of).collect();
-            (spread(&mut values).1, interval_of_median(&values))
-        };
-        let (ratio, (from, to)) = all(&|(event_fd, msg_ring)| field(msg_ring) / field(event_fd));
-        println!(
-            "| {what} | {:.2} | {:.2} | {ratio:.3} | {from:.3} to {to:.3} |",
-            all(&|(event_fd, _)| field(event_fd)).0,
-            all(&|(_, msg_ring)| field(msg_ring)).0,
-        );
+        for (at, way) in ways.iter().enumerate() {
+            let all = |of: &dyn Fn(&Vec<Wakes>) -> f64| {
+                let mut values: Vec<f64> = samples.iter().map(of).collect();
+                (spread(&mut values).1, interval_of_median(&values))
+            };
+            let (ratio, (from, to)) = all(&|turn| field(&turn[at]) / field(&turn[0]));
+            let (us, _) = all(&|turn| field(&turn[at]));
+            println!("| {way:?}: {what} | {us:.2} | {ratio:.3} | {from:.3} to {to:.3} |");
+        }
     }
     Ok(())
 }

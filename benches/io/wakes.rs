@@ -14,6 +14,9 @@ const ROUND_TRIPS: u32 = 20_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     EventFd,
+    /// The message is submitted by a call of its own, as a worker would that goes on to its own members.
+    MsgRingAtOnce,
+    /// The message is submitted with what the worker submits when it waits.
     MsgRing,
 }
 
@@ -58,10 +61,8 @@ pub(crate) fn measure(way: Way, cores: [usize; 2]) -> anyhow::Result<Wakes> {
                 wake(&mut ring, way, other, event_fds[0]);
             }
         }
-        if way == Way::MsgRing {
-            // The last wake-up of this side may still wait to be submitted.
-            let _ = ring.submit();
-        }
+        // The last wake-up of this side may still wait to be submitted.
+        let _ = ring.submit();
         let result = (start.elapsed(), thread_cpu() - cpu);
         ready.wait();
         result
@@ -89,11 +90,13 @@ fn wake(ring: &mut IoUring, way: Way, other: RawFd, event_fd: RawFd) {
             let written = unsafe { libc::write(event_fd, 1u64.to_ne_bytes().as_ptr().cast(), 8) };
             assert_eq!(written, 8);
         }
-        Way::MsgRing => {
-            // It goes with the next enter, as a worker's would.
+        Way::MsgRing | Way::MsgRingAtOnce => {
             let message = opcode::MsgRingData::new(Fd(other), 0, 1, None).build().user_data(MESSAGE);
             // SAFETY: no address is passed.
             unsafe { ring.submission().push(&message) }.expect("there is room");
+            if way == Way::MsgRingAtOnce {
+                ring.submit().expect("the ring takes it");
+            }
         }
     }
 }
