@@ -204,10 +204,10 @@ pub struct ConnectionCost {
 
 /// A counter of the kernel, and the knob of scripts/tune.sh that cures it.
 const KNOBS: [(&str, &str); 9] = [
-    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog"),
-    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog"),
-    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog"),
-    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog"),
+    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog (resound --backlog)"),
+    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog (resound --backlog)"),
+    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog (resound --backlog)"),
+    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog (resound --backlog)"),
     ("TcpExt.TCPTimeWaitOverflow", "net.ipv4.tcp_max_tw_buckets"),
     ("softnet.dropped", "net.core.netdev_max_backlog"),
     ("TcpExt.TCPBacklogDrop", "net.ipv4.tcp_rmem"),
