@@ -177,6 +177,9 @@ pub struct Capacity {
     pub knee: Option<f64>,
     /// The knee of each repetition.
     pub knees: Vec<f64>,
+    /// How far the highest of them is above the lowest: 0.05 is 5 %; absent where there is none.
+    #[serde(default)]
+    pub spread_ratio: Option<f64>,
     /// Asked for: the lowest bad load is at most this share above a knee.
     pub precision_ratio: f64,
     /// What stops a higher load.
@@ -322,7 +325,7 @@ impl Capacity {
     }
 
     /// The lowest and the highest knee.
-    pub fn spread(&self) -> Option<(f64, f64)> {
+    fn range(&self) -> Option<(f64, f64)> {
         let low = self.knees.iter().copied().reduce(f64::min)?;
         Some((low, self.knees.iter().copied().reduce(f64::max)?))
     }
@@ -330,8 +333,8 @@ impl Capacity {
     /// What it came to, line by line: a name and its value.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![("capacity", self.answer())];
-        if let Some((low, high)) = self.spread() {
-            let percent = units::percent(if low > 0.0 { high / low - 1.0 } else { 0.0 });
+        if let (Some((low, high)), Some(spread)) = (self.range(), spread_ratio(&self.knees)) {
+            let percent = units::percent(spread);
             let (count, low, high) = (self.knees.len(), self.load(low), self.load(high));
             lines.push(("knees", format!("{count} found, {low} to {high} (spread {percent})")));
         }
@@ -388,6 +391,12 @@ impl Capacity {
         }
         lines
     }
+}
+
+/// How far the highest of some knees is above the lowest; none without a knee.
+pub fn spread_ratio(knees: &[f64]) -> Option<f64> {
+    let low = knees.iter().copied().reduce(f64::min).filter(|low| *low > 0.0)?;
+    Some(knees.iter().copied().fold(low, f64::max) / low - 1.0)
 }
 
 /// A load with its unit.

@@ -17,6 +17,7 @@ pub mod slo;
 pub mod sparse;
 pub mod store;
 pub mod sufficiency;
+pub mod surface;
 pub mod table;
 pub mod units;
 pub mod usl;

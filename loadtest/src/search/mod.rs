@@ -11,22 +11,28 @@ pub mod args;
 mod driver;
 pub mod hunt;
 pub mod storm;
+mod surface;
 mod watch;
 
 use anyhow::{Result, bail};
 
 use self::args::{Over, SearchArgs};
 use self::driver::{Driver, Machine};
-use crate::result::capacity::{Capacity, Ending, SearchStep};
+use crate::result::capacity::{self, Capacity, Ending, SearchStep};
 use crate::result::model::{RunResult, VerdictKind};
 use crate::result::usl::{self, Point};
 
-/// Searches, and returns the run at the knee (without one: the last) with all steps and what they came to.
+/// Searches, and returns the run at the knee (without one: the last) with all steps and what they came to; of a surface
+/// the run at its highest knee, with all its cells.
 ///
 /// # Errors
 /// One line, if no step could be taken at all.
 pub fn search(args: &SearchArgs) -> Result<RunResult> {
     let aim = args.aim()?;
+    let cells = args.surface()?;
+    if !cells.is_empty() {
+        return surface::drive(args, aim, &cells);
+    }
     let mut machine = Machine::new(args.load.server_pid)?;
     let found = seek(args, aim, &mut machine);
     match (found.run, found.error) {
@@ -80,11 +86,13 @@ fn seek(args: &SearchArgs, aim: hunt::Aim, machine: &mut Machine) -> Found {
         None => (None, None),
     };
     let knee = knee_step.map(|index| &driver.steps[index]);
+    let knees = quarry.map_or_else(Vec::new, |quarry| quarry.knees.iter().map(|knee| *knee as f64).collect());
     let capacity = Capacity {
         over: args.over.name().to_owned(),
         ending,
         knee: knee.map(|step| step.load),
-        knees: quarry.map_or_else(Vec::new, |quarry| quarry.knees.iter().map(|knee| *knee as f64).collect()),
+        spread_ratio: capacity::spread_ratio(&knees),
+        knees,
         precision_ratio: aim.precision,
         limit: stopped.and_then(|index| driver.steps[index].limit.clone()),
         msgs_per_s_per_server_core: knee.and_then(|step| {
