@@ -156,6 +156,9 @@ fn search(args: &SearchArgs) -> Result<ExitCode> {
 fn make_storm(args: &StormArgs) -> Result<ExitCode> {
     let outcome = storm::storm(args)?;
     anstream::print!("{}", storm::text(&outcome));
+    if let Some(dir) = &args.out {
+        anstream::println!("Report: {}", dir.join(store::REPORT_FILE).display());
+    }
     Ok(if outcome.storm.recovered { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 

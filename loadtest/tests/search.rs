@@ -319,9 +319,22 @@ fn a_storm_ends_with_every_connection_back_and_nothing_lost_by_the_others() {
         assert_eq!((&storm["recovered"], &storm["lost_by_others"]), (&Value::from(true), &Value::from(0)));
         assert_eq!(storm["cut"], cut);
         let text = include_str!("../../docs/capacity.md");
-        for key in storm.as_object().unwrap().keys() {
+        for key in storm.as_object().unwrap().keys().chain(storm["windows"][0].as_object().unwrap().keys()) {
             assert!(text.contains(&format!("`{key}`")), "{key} is not documented");
         }
+        // Judged more finely than by the second: 40 replies are there in each tenth, and five are needed.
+        assert_eq!((&storm["interval_s"], &storm["samples_min"]), (&Value::from(0.1), &Value::from(5)));
+        let stretches = storm["windows"].as_array().unwrap().iter();
+        let lengths =
+            stretches.map(|each| each["until_s"].as_f64().unwrap() - each["from_s"].as_f64().unwrap());
+        assert!(lengths.fold(f64::MAX, f64::min) < 0.101);
+        let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+        for words in
+            ["RECOVERED", "id=\"storm\"", "id=\"reconnect\"", "id=\"connecting\"", "dropped", "all back: "]
+        {
+            assert!(report.contains(words), "{words}");
+        }
+        assert!(!report.contains("http://") && !report.contains("https://") && !report.contains("src="));
         // Those that went did so without a closing handshake, and the others kept theirs.
         let stayed = store::read(&out.join("stayed")).unwrap();
         assert_eq!((stayed.totals.connects, stayed.totals.lost), (30, 0));

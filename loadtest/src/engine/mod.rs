@@ -8,7 +8,7 @@
 //!                                                                  '-- book       what is written down
 //! ```
 //!
-//! A load thread shares nothing while it runs: it hands a slice of records to the conductor once a second.
+//! A load thread shares nothing while it runs: it hands a slice of records to the conductor once an interval (a second).
 //! Start at [`run`], or at [`worker`] for the hot path.
 
 pub mod args;

@@ -16,6 +16,7 @@ pub mod report;
 pub mod slo;
 pub mod sparse;
 pub mod store;
+pub mod storm;
 pub mod sufficiency;
 pub mod surface;
 pub mod table;

@@ -7,6 +7,7 @@ mod capacity;
 mod chart;
 mod panels;
 mod series;
+mod storm;
 mod surface;
 mod tables;
 
@@ -14,6 +15,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::model::{Mode, RunResult, VerdictKind};
 use super::table;
+
+pub use self::storm::html as storm_html;
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
