@@ -259,6 +259,25 @@ fn a_combination_that_cannot_be_measured_says_so_and_ends_no_other() {
 }
 
 #[test]
+fn a_server_that_goes_away_ends_no_surface_and_what_was_found_is_kept() {
+    let real = Real::start();
+    let out = common::scratch("search-surface-gone");
+    let more = ["--surface-connections", "2,3,4"];
+    let (process, mut lines) = started(&surface_words(&real.url, out.to_str().unwrap(), &more));
+    assert!(lines.by_ref().any(|line| line.starts_with("cell 2 of 3")));
+    real.server.stop();
+    let rest: Vec<String> = lines.collect();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{rest:?}");
+    let result = store::read(&out).unwrap();
+    assert_eq!(result.surface[0].capacity.knee, Some(200.0));
+    let last = &result.surface[2];
+    assert_eq!((last.knee().as_str(), last.limited_by()), ("not measured", "an error"));
+    assert!(last.error.as_ref().is_some_and(|error| error.contains("refused")), "{:?}", last.error);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(last.error.as_ref().unwrap()));
+}
+
+#[test]
 fn an_interrupt_keeps_the_cells_so_far() {
     let real = Real::start();
     let out = common::scratch("search-surface-interrupt");

@@ -83,8 +83,8 @@ impl Cell {
 
     /// The knee with its spread, what limits it, and what a message costs: the lines of a table's cell.
     pub fn lines(&self) -> Vec<String> {
-        // A range that ends below every knee has none to be apart.
-        let apart = self.capacity.knees.len() > 1 && self.capacity.ending != Ending::EndOfRange;
+        // Lower bounds lie together for another reason.
+        let apart = self.capacity.knees.len() > 1 && self.capacity.ending == Ending::Found;
         let spread = self.capacity.spread_ratio.filter(|_| apart);
         let spread = spread.map_or(String::new(), |spread| format!(" (spread {})", units::percent(spread)));
         let mut lines = vec![self.knee() + &spread, self.limited_by().to_owned()];
@@ -203,7 +203,7 @@ mod tests {
         ];
         assert_eq!(axes(&cells), (vec![50, 500], vec!["20".to_owned(), "1KiB".to_owned()]));
         assert_eq!(cells[0].lines(), ["5\u{202f}000 msg/s (spread 10 %)", "", "2.5 µs CPU/msg"]);
-        assert_eq!(cells[1].lines()[..2], ["≥ 320 msg/s (spread 10 %)", "the generator"]);
+        assert_eq!(cells[1].lines()[..2], ["≥ 320 msg/s", "the generator"]);
         assert_eq!(cells[2].knee(), "< 100 msg/s");
         let text = text(&cells);
         assert!(text.contains("not begun"), "{text}");

@@ -23,19 +23,10 @@ const SCRIPT: &str = include_str!("report.js");
 
 /// The page of a result, laid over a baseline where one is given.
 pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
-    let verdict = &result.verdict;
-    let title = format!("{}: {}", verdict.kind.name(), result.plan.url);
+    let title = format!("{}: {}", result.verdict.kind.name(), result.plan.url);
     let timeline = series::timeline(result);
     let body = html! {
-        header class=(verdict_class(verdict.kind)) {
-            div.badge { (verdict.kind.name()) }
-            div {
-                h1 { (result.plan.url) }
-                p.plan { (table::plan(result)) }
-                p.cause { (verdict.cause) }
-                @if !verdict.cure.is_empty() { p.cure { b { "What to do: " } (verdict.cure) } }
-            }
-        }
+        @if result.surface.is_empty() { (header(result)) } @else { (surface::header(result)) }
         main {
             @if result.surface.is_empty() {
                 @if let Some(found) = &result.capacity { (capacity::answer(found)) }
@@ -64,6 +55,22 @@ pub fn html(result: &RunResult, baseline: Option<&RunResult>) -> String {
         }
     };
     page(&title, result, &body)
+}
+
+/// The verdict, and what the run was.
+fn header(result: &RunResult) -> Markup {
+    let verdict = &result.verdict;
+    html! {
+        header class=(verdict_class(verdict.kind)) {
+            div.badge { (verdict.kind.name()) }
+            div {
+                h1 { (result.plan.url) }
+                p.plan { (table::plan(result)) }
+                p.cause { (verdict.cause) }
+                @if !verdict.cure.is_empty() { p.cure { b { "What to do: " } (verdict.cure) } }
+            }
+        }
+    }
 }
 
 /// A whole page around what is on it.

@@ -1,11 +1,11 @@
 //! report.html of a storm: the objective's percentile and the connections open over time, with the moments that count.
 
-use maud::html;
+use maud::{Markup, html};
 
-use super::super::model::RunResult;
+use super::super::model::{Phase, RunResult};
 use super::super::recorder::Metric;
 use super::super::slo::Slo;
-use super::super::storm::{Placed, Storm, first_reconnect_ms, placed};
+use super::super::storm::{Placed, Storm, Window, first_reconnect_ms, placed};
 use super::super::{table, units};
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
 use super::panels;
@@ -43,11 +43,11 @@ pub fn html(storm: &Storm, stayed: &RunResult, gone: &RunResult, back: &RunResul
 }
 
 /// The objective's percentile in each window.
-fn percentile(storm: &Storm) -> maud::Markup {
+fn percentile(storm: &Storm) -> Markup {
     let Some((from_s, until_s)) = extent(storm) else { return html! {} };
     let slo: Option<Slo> = storm.slo.parse().ok();
     let limit = slo.and_then(|slo| slo.latency_limit_ns(Metric::Response, Metric::Response));
-    let point = |window: &super::super::storm::Window| Point {
+    let point = |window: &Window| Point {
         x: f64::midpoint(window.from_s, window.until_s),
         y: window.value_ns as f64,
         x_label: format!(
@@ -58,7 +58,7 @@ fn percentile(storm: &Storm) -> maud::Markup {
         ),
         y_label: units::latency_ns(window.value_ns),
     };
-    let line = |name: &str, class, keep: fn(&super::super::storm::Window) -> bool| Series {
+    let line = |name: &str, class, keep: fn(&Window) -> bool| Series {
         name: name.to_owned(),
         class,
         points: storm.windows.iter().filter(|window| keep(window)).map(point).collect(),
@@ -95,9 +95,12 @@ fn percentile(storm: &Storm) -> maud::Markup {
 }
 
 /// How many connections are open, and how many of those came back.
-fn connections(storm: &Storm, [stayed, gone, back]: [&RunResult; 3]) -> maud::Markup {
+fn connections(storm: &Storm, [stayed, gone, back]: [&RunResult; 3]) -> Markup {
     let Some((from_s, until_s)) = extent(storm) else { return html! {} };
     let zero_ms = first_reconnect_ms(back);
+    // When those that came back leave at the end, that is no storm.
+    let loaded = placed(back).filter(|placed| placed.interval.phase == Phase::Measure);
+    let over_ms = loaded.map(|placed| placed.end_ms).max().unwrap_or(zero_ms);
     let whole: Format = |value| units::count(value.round() as u64);
     let open = |result: &RunResult, at_ms: i64| {
         placed(result)
@@ -110,7 +113,7 @@ fn connections(storm: &Storm, [stayed, gone, back]: [&RunResult; 3]) -> maud::Ma
             runs.iter().flat_map(|run| placed(run).map(|placed| placed.end_ms)).collect();
         ends.sort_unstable();
         ends.dedup();
-        ends.retain(|end_ms| (from_s..=until_s).contains(&((end_ms - zero_ms) as f64 / 1e3)));
+        ends.retain(|end_ms| *end_ms <= over_ms && (end_ms - zero_ms) as f64 / 1e3 >= from_s);
         ends
     };
     let line = |name: &str, class, runs: &[&RunResult]| {

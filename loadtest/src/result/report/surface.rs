@@ -8,7 +8,7 @@ use super::super::model::RunResult;
 use super::super::surface::{self, Cell, size_title};
 use super::super::units;
 use super::chart::{Axis, Chart, Mark, Point, Series};
-use super::{capacity, panels};
+use super::{capacity, panels, verdict_class};
 
 /// Colours of the counts of connections; beyond them they begin again.
 const CLASSES: [&str; 8] = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"];
@@ -20,8 +20,30 @@ pub(super) fn surface(result: &RunResult) -> Markup {
         (heat_map(&result.surface))
         (multiples(result, &objectives))
         @for (index, cell) in result.surface.iter().enumerate() { (details(index, cell, &objectives)) }
-        @if let Some(cell) = surface::of_run(result) {
-            section { h2 { "The run below" } p { "The one at the highest knee: " (cell.title()) "." } }
+        @if let Some(cell) = surface::of_run(result) { section {
+            h2 { "The run at the highest knee: " (cell.title()) }
+            p {
+                span class={"outcome " (verdict_class(result.verdict.kind))} { (result.verdict.kind.name()) }
+                " " (result.verdict.cause)
+            }
+        } }
+    }
+}
+
+/// What was asked for, and how much of it was answered.
+pub(super) fn header(result: &RunResult) -> Markup {
+    let cells = &result.surface;
+    let (connections, sizes) = surface::axes(cells);
+    let answered = cells.iter().filter(|cell| cell.is_answered()).count();
+    let slos: Vec<&str> = result.slos.iter().map(|slo| slo.expression.as_str()).collect();
+    html! {
+        header class=(if answered == cells.len() { "good" } else { "warn" }) {
+            div.badge { (answered) " of " (cells.len()) " answered" }
+            div {
+                h1 { (result.plan.url) }
+                p.plan { "search over the rate for " (connections.len()) " x " (sizes.len()) " connections and sizes; objectives: " (slos.join(", ")) }
+                @if let Some(cell) = surface::of_run(result) { p.cause { "The highest knee: " (cell.knee()) " with " (cell.title()) } }
+            }
         }
     }
 }
@@ -69,7 +91,12 @@ fn multiples(result: &RunResult, objectives: &[(String, f64)]) -> Markup {
                 surface::at(cells, *connections, size).map(|cell| (cell, class))
             })
         };
-        let series = of_size().map(|(cell, class)| line(cell, class, percentile)).collect();
+        let name = format!("{percentile} against rate: {}", size_title(size));
+        let mut series: Vec<Series> = of_size().map(|(cell, class)| line(cell, class, percentile)).collect();
+        series.retain(|series| !series.points.is_empty());
+        if series.is_empty() {
+            return panels::panel(&name, "", html! { p { "No step says anything about the server." } });
+        }
         let knees = of_size().filter_map(|(cell, class)| knee(cell, class, percentile));
         let limits = objectives.iter().map(|(label, limit)| Mark::Horizontal {
             y: *limit,
@@ -78,22 +105,23 @@ fn multiples(result: &RunResult, objectives: &[(String, f64)]) -> Markup {
         });
         let chart = Chart {
             id: format!("surface-{index}").into(),
-            title: format!("{percentile} against rate, messages of {}", size_title(size)),
+            title: name.clone(),
             width: panels::HALF_WIDTH,
             height: panels::LOW * 1.3,
-            x: Axis::log(x_min, x_max, "rate", panels::rate_tick),
+            x: Axis::log(x_min, x_max, "messages/s", |rate| units::count(rate.round() as u64)),
             y: Axis::log(y_min, y_max, percentile, units::latency),
             series,
             marks: knees.chain(limits).collect(),
         };
-        panels::panel(&format!("{percentile} against rate: {}", size_title(size)), "", chart.render())
+        panels::panel(&name, "", chart.render())
     };
     html! {
         section {
             h2 { "Latency against rate, by size and connections" }
             p.hint {
                 "One panel for each size, all on the same axes; a line for each count of connections, its knee marked. "
-                "Steps that the generator or a stalling machine limited say nothing about the server and are left out."
+                "Steps that missed an objective because of the generator or a stalling machine say nothing about the server: \
+                 they are left out."
             }
         }
         div.pair { @for (index, size) in columns.iter().enumerate() { (chart(index, size)) } }
@@ -128,7 +156,11 @@ fn line(cell: &Cell, class: &'static str, percentile: &str) -> Series {
         x_label: panels::rate_tick(step.load),
         y_label: units::latency(value),
     });
-    Series { name: units::count(cell.connections), class, points: points.collect() }
+    Series {
+        name: format!("{} connections", units::count(cell.connections)),
+        class,
+        points: points.collect(),
+    }
 }
 
 fn knee(cell: &Cell, class: &'static str, percentile: &str) -> Option<Mark> {
