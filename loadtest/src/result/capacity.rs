@@ -94,7 +94,7 @@ pub enum LimitKind {
     ServerCpu,
     /// All CPUs of the machine are in use, not by the server alone.
     MachineCpu,
-    /// The machine stalled: nothing ran.
+    /// The machine stalled, or lost segments: neither is the server's doing.
     Machine,
     /// The load generator.
     Generator,
@@ -116,7 +116,7 @@ impl LimitKind {
         match self {
             LimitKind::ServerCpu => "server CPU",
             LimitKind::MachineCpu => "the machine's CPUs",
-            LimitKind::Machine => "stalls of the machine",
+            LimitKind::Machine => "stalls or loss",
             LimitKind::Generator => "the generator",
             LimitKind::KernelQueue => "a kernel queue",
             LimitKind::Descriptors => "descriptors",
