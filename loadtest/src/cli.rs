@@ -15,6 +15,7 @@ use crate::result::capacity::Ending;
 use crate::result::compare::{self, Condition, FailIf};
 use crate::result::model::{RunResult, VerdictKind};
 use crate::result::slo::Slo;
+use crate::result::surface::Cell;
 use crate::result::{merge, store, table, verdict};
 use crate::search::args::{SearchArgs, of_a_step};
 use crate::search::storm::{self, StormArgs, of_a_storm};
@@ -145,14 +146,19 @@ fn run(command: &RunCommand) -> Result<ExitCode> {
 fn search(args: &SearchArgs) -> Result<ExitCode> {
     let result = crate::search::search(args)?;
     print_and_write(&result, args.out.as_deref())?;
-    let ending = result.capacity.map(|capacity| capacity.ending);
-    let answered = matches!(ending, Some(Ending::Found | Ending::EndOfRange | Ending::Swept));
+    let is_answer = |ending| matches!(ending, Ending::Found | Ending::EndOfRange | Ending::Swept);
+    let answered = result.capacity.is_some_and(|capacity| is_answer(capacity.ending))
+        && result.surface.iter().all(Cell::is_answered)
+        && result.surface.len() == args.surface()?.len();
     Ok(if answered { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn make_storm(args: &StormArgs) -> Result<ExitCode> {
     let outcome = storm::storm(args)?;
     anstream::print!("{}", storm::text(&outcome));
+    if let Some(dir) = &args.out {
+        anstream::println!("Report: {}", dir.join(store::REPORT_FILE).display());
+    }
     Ok(if outcome.storm.recovered { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 

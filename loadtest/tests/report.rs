@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Scenario, scratch, skip};
-use resound_load::result::capacity::SearchStep;
+use resound_load::result::capacity::{Capacity, Ending, Limit, LimitKind, SearchStep};
 use resound_load::result::model::{Mode, RunResult, VerdictKind};
+use resound_load::result::surface::Cell;
 use resound_load::result::{report, slo::Slo, store, verdict};
 
 /// A run with something in every panel.
@@ -108,6 +109,81 @@ fn every_panel_is_drawn_in_a_browser_without_script_errors() {
         let drawn = figure.contains("<path class=\"line") || figure.contains("<circle");
         assert!(drawn && !figure.contains("NaN") && !figure.contains("inf"), "{}", &figure[..200]);
     }
+}
+
+/// A made-up surface of 2 x 2, of which the last was limited by the generator from the start.
+fn surface() -> Vec<Cell> {
+    let limit = Limit {
+        kind: LimitKind::Generator,
+        cause: "the generator was late".to_owned(),
+        cure: String::new(),
+        counter: None,
+    };
+    let cell = |connections, size: &str, told: bool| Cell {
+        connections,
+        size: size.to_owned(),
+        min_octets: 20,
+        max_octets: 20,
+        capacity: Capacity {
+            over: "rate".to_owned(),
+            ending: if told { Ending::Found } else { Ending::Unknown },
+            knee: told.then_some(10_000.0),
+            knees: if told { vec![10_000.0, 10_500.0] } else { Vec::new() },
+            spread_ratio: told.then_some(0.05),
+            precision_ratio: 0.05,
+            limit: (!told).then(|| limit.clone()),
+            msgs_per_s_per_server_core: told.then_some(250_000.0),
+            connection: None,
+            law: None,
+            law_refused: None,
+        },
+        steps: search_steps()
+            .into_iter()
+            .map(|step| SearchStep {
+                good: told && step.verdict == VerdictKind::Valid,
+                knee: told && step.knee,
+                limit: (!told).then(|| limit.clone()),
+                ..step
+            })
+            .collect(),
+        error: None,
+    };
+    vec![cell(50, "20", true), cell(50, "1KiB", true), cell(500, "20", true), cell(500, "1KiB", false)]
+}
+
+#[test]
+fn a_surface_is_drawn_in_a_browser_with_every_cell() {
+    let Some(browser) = chromium() else { return skip("no chromium on the PATH (apt-get install chromium)") };
+    let dir = scratch("report-surface");
+    let mut result = eventful();
+    result.surface = surface();
+    result.search = result.surface[0].steps.clone();
+    result.capacity = Some(result.surface[0].capacity.clone());
+    let page = dir.join("report.html");
+    store::write_report(&result, None, &page).expect("written");
+    let (dom, log) = open(&browser, &page, &dir.join("profile"));
+    let drawn = charts(&dom);
+    assert_eq!(
+        drawn[..6],
+        ["surface-0", "surface-1", "search-0", "search-1", "search-2", "search-3"],
+        "{drawn:?}"
+    );
+    assert!(dom.contains(&format!("data-ready=\"{}\"", drawn.len())), "the script did not finish:\n{log}");
+    let map = dom.split("<table class=\"heat\">").nth(1).and_then(|rest| rest.split("</table>").next());
+    let map = map.expect("a heat map");
+    assert_eq!(map.matches("<td").count(), 4);
+    assert_eq!(map.matches("(spread 5 %)").count(), 3);
+    assert_eq!(map.matches("4 µs CPU/msg").count(), 3);
+    assert!(map.contains("not measured") && map.contains("the generator"), "{map}");
+    // What the generator limited says nothing about the server: of the second size there is one line.
+    let panel = |name: &str| {
+        let figure =
+            dom.split(&format!("id=\"{name}\"")).nth(1).and_then(|rest| rest.split("</figure>").next());
+        figure.expect("a panel").to_owned()
+    };
+    assert_eq!(panel("surface-0").matches("<path class=\"line").count(), 2);
+    assert_eq!(panel("surface-1").matches("<path class=\"line").count(), 1);
+    assert!(!dom.contains("NaN"));
 }
 
 #[test]

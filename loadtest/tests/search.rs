@@ -138,8 +138,11 @@ fn a_closed_loop_is_driven_at_every_level_and_too_few_make_no_law() {
 #[test]
 fn what_cannot_be_meant_is_one_line_and_exit_code_2() {
     let url = "ws://127.0.0.1:1/";
+    let surface = |flag, list| ["search", url, "--over", "rate", "--slo", "p99<5ms", flag, list];
+    let many = (1..=101).map(|count| count.to_string()).collect::<Vec<_>>().join(",");
     for (words, cure) in [
-        (&["search", url, "--over", "rate"][..], "--slo"),
+        (&surface("--surface-connections", &many)[..], "101 searches are more than 100"),
+        (&["search", url, "--over", "rate"], "--slo"),
         (&["search", url, "--over", "rate", "--slo", "p99<5ms", "--rate", "5"], "chooses the rate"),
         (&["search", url, "--over", "connections", "--slo", "p99<5ms"], "--rate-each"),
         (&["search", url, "--over", "subscribers", "--slo", "p99<5ms", "--rate", "5"], "--mode broadcast"),
@@ -164,6 +167,16 @@ fn what_cannot_be_meant_is_one_line_and_exit_code_2() {
             ],
             "not even the first load",
         ),
+        (&surface("--surface-connections", "4,,5"), "an entry is missing (write 50,500,2000)"),
+        (&surface("--surface-connections", "4,0"), "'0' is no count of connections"),
+        (&surface("--surface-connections", "4,many"), "'many' is no count of connections"),
+        (&surface("--surface-connections", "4,5,4"), "4 is there already"),
+        (&surface("--surface-size", "1KiB,1024"), "1024 is there already, as 1KiB"),
+        (&surface("--surface-size", "64:9,1KiB"), "part of a mixture"),
+        (&surface("--surface-size", "20,20XB"), "not a unit"),
+        // The second of them; nothing is driven before that is known.
+        (&surface("--surface-size", "20,10"), "at least 20 octets"),
+        (&["search", url, "--over", "in-flight", "--surface-size", "20,1KiB"], "they go with --over rate"),
         (&["storm", url, "--rate", "5", "-c", "1"], "it takes 2"),
         (&["storm", url, "--rate", "5", "--slo", "errors<1%"], "percentile"),
         (&["storm", url, "--rate", "5", "--mode", "broadcast"], "--mode echo"),
@@ -174,6 +187,111 @@ fn what_cannot_be_meant_is_one_line_and_exit_code_2() {
         assert_eq!(said.trim_end().lines().count(), 1, "{words:?}: {said}");
         assert!(said.contains(cure), "{words:?}: {said}");
     }
+}
+
+/// Words that every search of a surface below begins with.
+fn surface_words<'a>(url: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let words = ["search", url, "--over", "rate", "--slo", "p50<5s", "--from", "100", "--to", "200"];
+    [&words[..], &["--repeat", "1", "--out", out], more, &SHORT].concat()
+}
+
+#[test]
+fn a_surface_is_a_search_for_each_combination_in_one_result_and_one_report() {
+    let real = Real::start();
+    let out = common::scratch("search-surface");
+    let pid = std::process::id().to_string();
+    let more = ["--surface-connections", "3,5", "--surface-size", "20,1KiB", "--server-pid", &pid];
+    let output = resound_load(&surface_words(&real.url, out.to_str().unwrap(), &more)).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let said = said(&output);
+    assert!(said.contains("cell 4 of 4: 5 connections, 1KiB") && said.contains("≥ 200 msg/s"), "{said}");
+
+    let result = store::read(&out).unwrap();
+    let cells: Vec<_> = result.surface.iter().map(|cell| (cell.connections, cell.max_octets)).collect();
+    assert_eq!(cells, [(3, 20), (3, 1024), (5, 20), (5, 1024)]);
+    for cell in &result.surface {
+        assert_eq!((cell.capacity.ending, cell.capacity.knee), (Ending::EndOfRange, Some(200.0)));
+        assert_eq!((cell.capacity.spread_ratio, &cell.error), (Some(0.0), &None));
+        let loads: Vec<f64> = cell.steps.iter().filter(|step| step.good).map(|step| step.load).collect();
+        assert_eq!(loads, [100.0, 200.0, 200.0]);
+        assert!(cell.steps.iter().all(|step| step.connections == cell.connections));
+        assert!(cell.steps.iter().all(|step| step.latency_ns.contains_key("p99.9")));
+        // Each has a report of its own as well.
+        let own = store::read(&out.join(format!("cells/c{}-s{}", cell.connections, cell.size))).unwrap();
+        assert_eq!((own.plan.connections, own.plan.sizes[0].max_octets), (cell.connections, cell.max_octets));
+        assert_eq!(own.search, cell.steps);
+    }
+    let text = include_str!("../../docs/result-json.md");
+    let value = serde_json::to_value(&result).unwrap();
+    for key in value["surface"][0].as_object().unwrap().keys().chain([&"surface".to_owned()]) {
+        assert!(text.contains(&format!("`{key}`")), "{key} is not documented");
+    }
+
+    let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+    let map = report.split("<table class=\"heat\">").nth(1).and_then(|rest| rest.split("</table>").next());
+    assert_eq!(map.expect("a heat map").matches("<b>≥ 200 msg/s</b>").count(), 4);
+    for (index, cell) in result.surface.iter().enumerate() {
+        assert!(report.contains(&cell.title()) && report.contains(&format!("id=\"search-{index}\"")));
+    }
+    assert!(report.contains("id=\"surface-0\"") && report.contains("id=\"surface-1\""));
+    real.server.stop();
+}
+
+#[test]
+fn a_combination_that_cannot_be_measured_says_so_and_ends_no_other() {
+    let real = Real::start();
+    let out = common::scratch("search-surface-limited");
+    // As many descriptors as the shell allows: 400 connections cannot be.
+    let words = surface_words(&real.url, out.to_str().unwrap(), &["--surface-connections", "400,4"]);
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 300 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_resound-load")])
+        .args(words)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let result = store::read(&out).unwrap();
+    let [many, few] = &result.surface[..] else { panic!("{}", said(&output)) };
+    assert_eq!((many.knee().as_str(), many.limited_by()), ("< 100 msg/s", "descriptors"));
+    assert_eq!(few.capacity.knee, Some(200.0));
+    // The run is of the one that could be driven.
+    assert_eq!(result.plan.connections, 4);
+    real.server.stop();
+}
+
+#[test]
+fn a_server_that_goes_away_ends_no_surface_and_what_was_found_is_kept() {
+    let real = Real::start();
+    let out = common::scratch("search-surface-gone");
+    let more = ["--surface-connections", "2,3,4"];
+    let (process, mut lines) = started(&surface_words(&real.url, out.to_str().unwrap(), &more));
+    assert!(lines.by_ref().any(|line| line.starts_with("cell 2 of 3")));
+    real.server.stop();
+    let rest: Vec<String> = lines.collect();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{rest:?}");
+    let result = store::read(&out).unwrap();
+    assert_eq!(result.surface[0].capacity.knee, Some(200.0));
+    let last = &result.surface[2];
+    assert_eq!((last.knee().as_str(), last.limited_by()), ("not measured", "an error"));
+    assert!(last.error.as_ref().is_some_and(|error| error.contains("refused")), "{:?}", last.error);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(last.error.as_ref().unwrap()));
+}
+
+#[test]
+fn an_interrupt_keeps_the_cells_so_far() {
+    let real = Real::start();
+    let out = common::scratch("search-surface-interrupt");
+    let more = ["--surface-connections", "2,3,4,5"];
+    let (process, mut lines) = started(&surface_words(&real.url, out.to_str().unwrap(), &more));
+    assert!(lines.by_ref().any(|line| line.starts_with("cell 2 of 4")));
+    kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGINT).unwrap();
+    let rest: Vec<String> = lines.collect();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{rest:?}");
+    let result = store::read(&out).unwrap();
+    assert_eq!(result.surface[0].capacity.ending, Ending::EndOfRange);
+    assert!(result.surface.len() < 4, "{rest:?}");
+    real.server.stop();
 }
 
 /// Starts a search or a storm whose lines on standard error can be read as they come.
@@ -220,9 +338,22 @@ fn a_storm_ends_with_every_connection_back_and_nothing_lost_by_the_others() {
         assert_eq!((&storm["recovered"], &storm["lost_by_others"]), (&Value::from(true), &Value::from(0)));
         assert_eq!(storm["cut"], cut);
         let text = include_str!("../../docs/capacity.md");
-        for key in storm.as_object().unwrap().keys() {
+        for key in storm.as_object().unwrap().keys().chain(storm["windows"][0].as_object().unwrap().keys()) {
             assert!(text.contains(&format!("`{key}`")), "{key} is not documented");
         }
+        // Judged more finely than by the second: 40 replies are there in each tenth, and five are needed.
+        assert_eq!((&storm["interval_s"], &storm["samples_min"]), (&Value::from(0.1), &Value::from(5)));
+        let stretches = storm["windows"].as_array().unwrap().iter();
+        let lengths =
+            stretches.map(|each| each["until_s"].as_f64().unwrap() - each["from_s"].as_f64().unwrap());
+        assert!(lengths.fold(f64::MAX, f64::min) < 0.101);
+        let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+        for words in
+            ["RECOVERED", "id=\"storm\"", "id=\"reconnect\"", "id=\"connecting\"", "dropped", "all back: "]
+        {
+            assert!(report.contains(words), "{words}");
+        }
+        assert!(!report.contains("http://") && !report.contains("https://") && !report.contains("src="));
         // Those that went did so without a closing handshake, and the others kept theirs.
         let stayed = store::read(&out.join("stayed")).unwrap();
         assert_eq!((stayed.totals.connects, stayed.totals.lost), (30, 0));

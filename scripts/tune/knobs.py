@@ -99,7 +99,8 @@ def listen_backlog(view: View) -> list[Finding]:
         f"the server's own listen() argument: {SYN_RETRY_S} s of churn; longer queues hide overload as latency",
         PROCESS,
         restart="it is an argument of listen()",
-        remedy=f"start the server with a listen backlog of {wanted}, after somaxconn is at least that",
+        remedy=f"start resound with --backlog {wanted} (any other server: its argument of listen()), "
+        "after somaxconn is at least that",
     )
     known = [each for each in view.server_listeners if each.backlog_max is not None]
     if not known:

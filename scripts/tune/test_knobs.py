@@ -1,6 +1,7 @@
 """What each knob wants for which target, over a machine in a directory."""
 
 import unittest
+from pathlib import Path
 
 from fixture import Machine
 
@@ -26,6 +27,11 @@ class Server(Machine):
             self.assertEqual(self.findings(10_000, churn)["listen.backlog"].wanted, str(backlog))
         self.assertEqual(self.findings(10_000, 5000)["net.core.somaxconn"].wanted, "8192")
         self.assertIn("listen()", self.findings(10_000, 5000)["net.core.somaxconn"].restart)
+
+    def test_the_remedy_of_the_backlog_names_the_flag_that_the_server_has(self):
+        config = Path(__file__).parents[2] / "src/config.rs"
+        self.assertIn("pub backlog:", config.read_text())  # clap makes --backlog of it
+        self.assertIn("--backlog 2048", self.findings(10_000, 2000)["listen.backlog"].remedy)
 
     def test_somaxconn_above_the_target_is_never_lowered(self):
         self.put_sysctl("net.core.somaxconn", "65535")

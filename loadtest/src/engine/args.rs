@@ -8,6 +8,9 @@ use super::schedule::{Arrival, Late};
 use super::size::Sizes;
 use super::sources::SourceRange;
 
+/// The length of an interval, unless something else is said.
+const INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the connections do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -142,6 +145,10 @@ pub struct RunArgs {
     /// No live view
     #[arg(short, long, help_heading = "Generator")]
     pub quiet: bool,
+
+    /// The length of an interval of the result. No flag: a storm wants it finer, and says so itself.
+    #[arg(skip = INTERVAL)]
+    pub interval: Duration,
 }
 
 pub(crate) fn positive(text: &str) -> Result<f64, String> {

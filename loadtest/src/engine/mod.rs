@@ -8,7 +8,7 @@
 //!                                                                  '-- book       what is written down
 //! ```
 //!
-//! A load thread shares nothing while it runs: it hands a slice of records to the conductor once a second.
+//! A load thread shares nothing while it runs: it hands a slice of records to the conductor once an interval (a second).
 //! Start at [`run`], or at [`worker`] for the hot path.
 
 pub mod args;
@@ -28,7 +28,7 @@ pub(crate) mod preflight;
 mod probe;
 mod publications;
 mod schedule;
-mod size;
+pub mod size;
 mod socket;
 mod sources;
 mod stamp;
@@ -48,6 +48,14 @@ use self::preflight::Limits;
 use self::upgrade::Upgrade;
 use self::worker::Shared;
 use crate::result::model::RunResult;
+
+/// Whether the flags can be meant; says nothing about what this machine can do.
+///
+/// # Errors
+/// One sentence about the flag that cannot be meant.
+pub fn check(args: &args::RunArgs) -> anyhow::Result<()> {
+    Plan::new(args).map(drop)
+}
 
 /// Drives the server as the flags say. The result is not judged yet (no `slos`, no `verdict`).
 ///

@@ -73,6 +73,8 @@ pub(super) struct Plan {
     pub connect_timeout_ns: u64,
     /// Time for a reply of a closed loop, in ns.
     pub reply_timeout_ns: u64,
+    /// How often threads hand over what they recorded, in ns.
+    pub interval_ns: u64,
     /// Load threads.
     pub threads: u32,
 }
@@ -139,6 +141,7 @@ impl Plan {
             sources,
             connect_timeout_ns: duration_ns(args.connect_timeout),
             reply_timeout_ns: duration_ns(args.reply_timeout),
+            interval_ns: duration_ns(args.interval),
             threads: args.threads.unwrap_or(threads_default).min(args.connections),
             target,
         })

@@ -51,7 +51,7 @@ const FAREWELL_NS: u64 = 2 * SECOND_NS;
 /// The token of the timer; all others are slots with their generation.
 const TIMER: Token = Token(usize::MAX);
 
-/// What a thread hands over: about once a second, and at the turning points of the run.
+/// What a thread hands over: once an interval (a second, unless a storm wants it finer), and at the turning points of the run.
 #[derive(Debug)]
 pub(super) enum Report {
     /// What was recorded since the last one.
@@ -451,7 +451,7 @@ impl Worker {
         }
     }
 
-    /// Hands over what was recorded, if a second or a part of the run is over. Returns whether it was.
+    /// Hands over what was recorded, if an interval or a part of the run is over. Returns whether it was.
     #[inline]
     pub(super) fn cut(&mut self, now_ns: u64) -> bool {
         let (mut cut_ns, mut measure_ns) = self.next_cut();
@@ -477,7 +477,7 @@ impl Worker {
         let control = &self.shared.control;
         let (start_ns, end_ns) = (control.start_ns(), control.end_ns());
         let measure_ns = start_ns.saturating_add(self.shared.plan.warmup_ns);
-        let mut cut_ns = self.last_cut_ns + SECOND_NS;
+        let mut cut_ns = self.last_cut_ns + self.shared.plan.interval_ns;
         for turning_point_ns in [start_ns, measure_ns, end_ns] {
             if turning_point_ns > self.last_cut_ns {
                 cut_ns = cut_ns.min(turning_point_ns);

@@ -94,7 +94,7 @@ pub enum LimitKind {
     ServerCpu,
     /// All CPUs of the machine are in use, not by the server alone.
     MachineCpu,
-    /// The machine stalled: nothing ran.
+    /// The machine stalled, or lost segments: neither is the server's doing.
     Machine,
     /// The load generator.
     Generator,
@@ -116,7 +116,7 @@ impl LimitKind {
         match self {
             LimitKind::ServerCpu => "server CPU",
             LimitKind::MachineCpu => "the machine's CPUs",
-            LimitKind::Machine => "stalls of the machine",
+            LimitKind::Machine => "stalls or loss",
             LimitKind::Generator => "the generator",
             LimitKind::KernelQueue => "a kernel queue",
             LimitKind::Descriptors => "descriptors",
@@ -177,6 +177,9 @@ pub struct Capacity {
     pub knee: Option<f64>,
     /// The knee of each repetition.
     pub knees: Vec<f64>,
+    /// How far the highest of them is above the lowest: 0.05 is 5 %; absent where there is none.
+    #[serde(default)]
+    pub spread_ratio: Option<f64>,
     /// Asked for: the lowest bad load is at most this share above a knee.
     pub precision_ratio: f64,
     /// What stops a higher load.
@@ -204,10 +207,10 @@ pub struct ConnectionCost {
 
 /// A counter of the kernel, and the knob of scripts/tune.sh that cures it.
 const KNOBS: [(&str, &str); 9] = [
-    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog"),
-    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog"),
-    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog"),
-    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog"),
+    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog (resound --backlog)"),
+    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog (resound --backlog)"),
+    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog (resound --backlog)"),
+    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog (resound --backlog)"),
     ("TcpExt.TCPTimeWaitOverflow", "net.ipv4.tcp_max_tw_buckets"),
     ("softnet.dropped", "net.core.netdev_max_backlog"),
     ("TcpExt.TCPBacklogDrop", "net.ipv4.tcp_rmem"),
@@ -322,7 +325,7 @@ impl Capacity {
     }
 
     /// The lowest and the highest knee.
-    pub fn spread(&self) -> Option<(f64, f64)> {
+    fn range(&self) -> Option<(f64, f64)> {
         let low = self.knees.iter().copied().reduce(f64::min)?;
         Some((low, self.knees.iter().copied().reduce(f64::max)?))
     }
@@ -330,8 +333,8 @@ impl Capacity {
     /// What it came to, line by line: a name and its value.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let mut lines = vec![("capacity", self.answer())];
-        if let Some((low, high)) = self.spread() {
-            let percent = units::percent(if low > 0.0 { high / low - 1.0 } else { 0.0 });
+        if let (Some((low, high)), Some(spread)) = (self.range(), spread_ratio(&self.knees)) {
+            let percent = units::percent(spread);
             let (count, low, high) = (self.knees.len(), self.load(low), self.load(high));
             lines.push(("knees", format!("{count} found, {low} to {high} (spread {percent})")));
         }
@@ -388,6 +391,12 @@ impl Capacity {
         }
         lines
     }
+}
+
+/// How far the highest of some knees is above the lowest; none without a knee.
+pub fn spread_ratio(knees: &[f64]) -> Option<f64> {
+    let low = knees.iter().copied().reduce(f64::min).filter(|low| *low > 0.0)?;
+    Some(knees.iter().copied().fold(low, f64::max) / low - 1.0)
 }
 
 /// A load with its unit.

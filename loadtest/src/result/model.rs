@@ -13,6 +13,7 @@ use super::capacity::{Capacity, SearchStep};
 use super::collector::Collected;
 use super::recorder::{Counts, Metric, Recorder};
 use super::sparse::Sparse;
+use super::surface::Cell;
 
 /// The value of `schema` in every result file.
 pub const SCHEMA: &str = "resound-load/result";
@@ -63,6 +64,10 @@ pub struct RunResult {
     /// What a search came to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// The searches of a surface connections x rate x size; `search` and `capacity` are then those of the cell that this
+    /// run is of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub surface: Vec<Cell>,
 }
 
 impl RunResult {
@@ -92,6 +97,7 @@ impl RunResult {
             verdict: Verdict::default(),
             search: Vec::new(),
             capacity: None,
+            surface: Vec::new(),
         }
     }
 

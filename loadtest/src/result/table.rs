@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::compare::{Change, Condition, FailIf, Measure, signed_percent};
 use super::model::{Arrival, Load, Mode, RunResult, SloOutcome, VerdictKind, Weight};
-use super::{sufficiency, units};
+use super::{sufficiency, surface, units};
 
 /// The percentiles of tables.
 pub const PERCENTILES: [(&str, f64); 5] =
@@ -17,6 +17,13 @@ const DIM: Style = Style::new().dimmed();
 /// The whole text, with ANSI styles; a stream that is no terminal strips them.
 pub fn text(result: &RunResult) -> String {
     let mut lines = Vec::new();
+    if !result.surface.is_empty() {
+        lines.push(format!("{BOLD}Knee, what limits it, and the server's CPU{BOLD:#}"));
+        lines.push(surface::text(&result.surface));
+        if let Some(cell) = surface::of_run(result) {
+            lines.push(format!("{BOLD}The highest knee: {}{BOLD:#}", cell.title()));
+        }
+    }
     if let Some(capacity) = &result.capacity {
         for (name, value) in capacity.lines() {
             lines.push(format!("{BOLD}{name:<13}{BOLD:#}{value}"));

@@ -3,12 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Command, ValueEnum};
 
 use super::hunt::Aim;
 use crate::engine::args::{self, Mode, RunArgs};
+use crate::engine::size::Sizes;
 use crate::result::slo::Slo;
+
+/// The most connections of a step.
+const CONNECTIONS_MAX: u64 = 16_000_000;
+/// The most searches of a surface: a table that people can still read.
+const CELLS_MAX: usize = 100;
 
 /// What a search varies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -73,7 +79,14 @@ pub struct SearchArgs {
     /// In flight: concurrency to predict the throughput at, repeatable
     #[arg(long, value_name = "COUNT", value_parser = args::positive, help_heading = "Search")]
     pub predict: Vec<f64>,
-    /// Write result.json, report.html and the other files of the knee's run into this directory
+    /// Over the rate: search once for each of these counts of connections, in one run and one report: 50,500,2000
+    #[arg(long, value_name = "COUNT,COUNT,…", conflicts_with = "connections", help_heading = "Search")]
+    pub surface_connections: Option<String>,
+    /// Over the rate: search once for each of these sizes of a message (for each count of connections): 20,1KiB,16KiB
+    #[arg(long, value_name = "OCTETS,OCTETS,…", conflicts_with = "size", help_heading = "Search")]
+    pub surface_size: Option<String>,
+    /// Write result.json, report.html and the other files of the knee's run into this directory; of a surface also those
+    /// of each combination, into DIR/cells
     #[arg(long, value_name = "DIR", help_heading = "Search")]
     pub out: Option<PathBuf>,
 }
@@ -98,6 +111,42 @@ fn share(text: &str) -> Result<f64, String> {
     match number {
         Some(percent) if (0.1..=100.0).contains(&percent) => Ok(percent / 100.0),
         _ => Err("a percentage between 0.1% and 100% is needed, such as 5%".to_owned()),
+    }
+}
+
+/// A list whose entries differ, each with how it was written.
+fn list<T: PartialEq>(
+    flag: &str,
+    text: &str,
+    example: &str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Vec<(String, T)>> {
+    let mut found: Vec<(String, T)> = Vec::new();
+    for entry in text.split(',').map(str::trim) {
+        if entry.is_empty() {
+            bail!("{flag} '{text}': an entry is missing (write {example})");
+        }
+        let value = parse(entry).map_err(|why| anyhow!("{flag} '{text}': {why} (write {example})"))?;
+        if let Some((twin, _)) = found.iter().find(|(_, other)| *other == value) {
+            bail!("{flag} '{text}': {entry} is there already, as {twin}");
+        }
+        found.push((entry.to_owned(), value));
+    }
+    Ok(found)
+}
+
+fn count(entry: &str) -> Result<u32, String> {
+    match entry.parse() {
+        Ok(count) if (1..=CONNECTIONS_MAX).contains(&count) => Ok(count as u32),
+        _ => Err(format!("'{entry}' is no count of connections between 1 and {CONNECTIONS_MAX}")),
+    }
+}
+
+fn size(entry: &str) -> Result<Sizes, String> {
+    match entry.parse()? {
+        // Its commas would be those of the list.
+        Sizes::Weighted(_) => Err(format!("'{entry}' is part of a mixture, which a list cannot hold")),
+        size => Ok(size),
     }
 }
 
@@ -153,10 +202,49 @@ impl SearchArgs {
         if aim.from > aim.to {
             bail!("--from {} is above --to {}", aim.from, aim.to);
         }
-        if self.over != Over::Rate && aim.to > 16_000_000 {
-            bail!("--to {}: at most 16000000 connections", aim.to);
+        self.surface()?;
+        if self.over != Over::Rate && aim.to > CONNECTIONS_MAX {
+            bail!("--to {}: at most {CONNECTIONS_MAX} connections", aim.to);
         }
         Ok(aim)
+    }
+
+    /// The combinations of --surface-connections and --surface-size, each with the flags of its search, in the order in
+    /// which they are written; none without these flags.
+    ///
+    /// # Errors
+    /// One line about what cannot be meant.
+    pub fn surface(&self) -> Result<Vec<(String, SearchArgs)>> {
+        if self.surface_connections.is_none() && self.surface_size.is_none() {
+            return Ok(Vec::new());
+        }
+        if self.over != Over::Rate {
+            bail!(
+                "--surface-connections and --surface-size: they go with --over rate, which is the third axis"
+            );
+        }
+        let connections = match &self.surface_connections {
+            Some(text) => list("--surface-connections", text, "50,500,2000", count)?,
+            None => vec![(String::new(), self.load.connections)],
+        };
+        let sizes = match &self.surface_size {
+            Some(text) => list("--surface-size", text, "20,1KiB,16KiB", size)?,
+            None => vec![(self.load.size.to_string(), self.load.size.clone())],
+        };
+        let count = connections.len() * sizes.len();
+        if count > CELLS_MAX {
+            bail!(
+                "--surface-connections and --surface-size: {count} searches are more than {CELLS_MAX} in one run"
+            );
+        }
+        let of = |connections: u32, size: &Sizes| SearchArgs {
+            load: RunArgs { connections, size: size.clone(), ..self.load.clone() },
+            ..self.clone()
+        };
+        let cells = connections.iter().flat_map(|(_, connections)| {
+            sizes.iter().map(|(name, size)| (name.clone(), of(*connections, size)))
+        });
+        Ok(cells.collect())
     }
 
     /// The flags of a step at this load, without its duration.

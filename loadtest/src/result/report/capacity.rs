@@ -2,27 +2,90 @@
 
 use maud::{Markup, html};
 
-use super::super::capacity::{SearchStep, show_load};
+use super::super::capacity::{Capacity, SearchStep, show_load};
 use super::super::model::{RunResult, VerdictKind};
+use super::super::slo::Slo;
 use super::super::units;
-use super::chart::{Axis, Chart, Mark, Point, Series};
-use super::verdict_class;
+use super::chart::{Axis, Chart, Format, Mark, Point, Series};
+use super::{panels, verdict_class};
 
 /// The answer, line by line.
-pub(super) fn answer(result: &RunResult) -> Markup {
-    html! { @if let Some(capacity) = &result.capacity { section {
+pub(super) fn answer(capacity: &Capacity) -> Markup {
+    html! { section {
         h2 { "Capacity over " (capacity.over) }
         div.scroll { table { tbody { @for (name, value) in capacity.lines() {
             tr { td { (name) } td.words { (value) } }
         } } } }
-    } } }
+    } }
+}
+
+/// Latency against load, with the knee. `objectives` are the limits on the headline metric, each with its words.
+pub(super) fn latency(id: &str, steps: &[SearchStep], objectives: &[(String, f64)]) -> Markup {
+    const LINES: [(&str, &str); 4] = [("max", "c4"), ("p99.9", "c2"), ("p99", "c5"), ("p50", "c3")];
+    let Some(first) = steps.first() else { return html! {} };
+    let over = first.over.clone();
+    let format: Format =
+        if over == "rate" { panels::rate_tick } else { |value| units::count(value.round() as u64) };
+    let mut steps: Vec<_> = steps.iter().collect();
+    steps.sort_by(|a, b| a.load.total_cmp(&b.load));
+    let point = |step: &SearchStep, y: u64| Point {
+        x: step.load,
+        y: y as f64,
+        x_label: format!("{} · {}", format(step.load), step.verdict.name()),
+        y_label: units::latency_ns(y),
+    };
+    let mut series: Vec<Series> = LINES
+        .into_iter()
+        .map(|(name, class)| {
+            let points = steps.iter().filter_map(|step| Some(point(step, *step.latency_ns.get(name)?)));
+            Series { name: name.to_owned(), class, points: points.collect() }
+        })
+        .filter(|series| !series.points.is_empty())
+        .collect();
+    if series.is_empty() {
+        return html! {};
+    }
+    let refused = steps.iter().filter(|step| step.verdict != VerdictKind::Valid);
+    let refused = refused.filter_map(|step| Some(point(step, *step.latency_ns.get("p99")?)));
+    series.push(Series { name: "not VALID".to_owned(), class: "c4 points", points: refused.collect() });
+    series.retain(|series| !series.points.is_empty());
+    let knees = steps.iter().filter(|step| step.knee).map(|step| Mark::Vertical {
+        x: step.load,
+        label: format!("knee: {}", format(step.load)),
+        class: "good",
+    });
+    let limits = objectives.iter().map(|(label, limit)| Mark::Horizontal {
+        y: *limit,
+        label: label.clone(),
+        class: "bad",
+    });
+    let marks: Vec<Mark> = knees.chain(limits).collect();
+    let (x_max, y_min, y_max) = panels::extent(&series, &marks);
+    let chart = Chart {
+        id: id.to_owned().into(),
+        title: format!("Latency over {over}"),
+        width: panels::FULL_WIDTH,
+        height: panels::TALL,
+        x: Axis::linear(x_max, &over, format),
+        y: Axis::log(y_min, y_max, "latency", units::latency),
+        series,
+        marks,
+    };
+    let hint =
+        "Each point is a run of its own. The knee is the highest load at which every objective was met.";
+    panels::panel("Latency against load", hint, chart.render())
+}
+
+/// The objectives on the headline metric: their words and limits, ns.
+pub(super) fn objectives(result: &RunResult) -> Vec<(String, f64)> {
+    let headline = result.plan.headline();
+    let limit = |slo: Slo| Some((format!("objective {slo}"), slo.latency_limit_ns(headline, headline)?));
+    panels::slos_of(result).into_iter().filter_map(limit).collect()
 }
 
 /// Throughput over closed-loop concurrency, with the law through it and what it predicts.
-pub(super) fn law(result: &RunResult) -> Markup {
-    let Some(fit) = result.capacity.as_ref().and_then(|capacity| capacity.law.as_ref()) else {
-        return html! {};
-    };
+pub(super) fn law(capacity: &Capacity) -> Markup {
+    let Some(fit) = &capacity.law else { return html! {} };
     let rate = |x: f64| units::rate(x, "msg");
     let in_flight = |n: f64| format!("{n:.0}");
     let point = |n: f64, x: f64| Point { x: n, y: x, x_label: format!("N = {n:.0}"), y_label: rate(x) };
@@ -44,7 +107,7 @@ pub(super) fn law(result: &RunResult) -> Markup {
         })
         .collect();
     let chart = Chart {
-        id: "law",
+        id: "law".into(),
         title: "Throughput over concurrency".to_owned(),
         width: 1160.0,
         height: 300.0,
@@ -64,8 +127,8 @@ pub(super) fn law(result: &RunResult) -> Markup {
 }
 
 /// Every step with its verdict, in the order in which they were taken.
-pub(super) fn steps(result: &RunResult) -> Markup {
-    html! { @if !result.search.is_empty() { section {
+pub(super) fn steps(steps: &[SearchStep]) -> Markup {
+    html! { @if !steps.is_empty() { section {
         h2 { "Steps of the search" }
         p.hint { "In the order in which they were taken. Server: its CPU, percent of one core. Machine: CPU whoever used it, percent of all cores." }
         div.scroll { table {
@@ -73,7 +136,7 @@ pub(super) fn steps(result: &RunResult) -> Markup {
                 th { "Load" } th { "For, round" } th { "Measured" } th { "Achieved" } th { "p50" } th { "p99" } th { "p99.9" }
                 th { "Server" } th { "Machine" } th { "Verdict" }
             } }
-            tbody { @for step in &result.search { (row(step)) } }
+            tbody { @for step in steps { (row(step)) } }
         } }
     } } }
 }

@@ -4,6 +4,7 @@
 //! well, so everything here is coloured by CSS class and the report's style sheet. It knows nothing of latencies:
 //! axes come with a function that writes a number with its unit.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use maud::{Markup, html};
@@ -144,7 +145,7 @@ pub(super) enum Mark {
 
 /// A chart.
 pub(super) struct Chart {
-    pub(super) id: &'static str,
+    pub(super) id: Cow<'static, str>,
     /// What a screen reader says.
     pub(super) title: String,
     pub(super) width: f64,
@@ -252,7 +253,12 @@ impl Chart {
 
     fn marks_above(&self) -> Markup {
         let (bottom, right) = (self.height - BOTTOM, self.width - RIGHT);
-        html! { @for mark in &self.marks { @match mark {
+        // Labels of verticals are staggered: neighbours would lie on each other.
+        let verticals = |index: usize| {
+            let before = self.marks[..index].iter();
+            before.filter(|mark| matches!(mark, Mark::Vertical { .. })).count() % 4
+        };
+        html! { @for (index, mark) in self.marks.iter().enumerate() { @match mark {
             Mark::Horizontal { y, label, class } => {
                 @let y = self.py(*y);
                 line class={"mark " (class)} x1=(LEFT) x2=(right) y1=(number(y)) y2=(number(y)) {}
@@ -262,7 +268,7 @@ impl Chart {
                 @let x = self.px(*x);
                 line class={"mark " (class)} x1=(number(x)) x2=(number(x)) y1=(TOP) y2=(bottom) {}
                 @let flip = x > f64::midpoint(LEFT, right);
-                text class={"marklabel " (class)} x=(number(if flip { x - 5.0 } else { x + 5.0 })) y=(TOP + 10.0) text-anchor=(if flip { "end" } else { "start" }) { (label) }
+                text class={"marklabel " (class)} x=(number(if flip { x - 5.0 } else { x + 5.0 })) y=(TOP + 10.0 + 14.0 * verticals(index) as f64) text-anchor=(if flip { "end" } else { "start" }) { (label) }
             }
             Mark::Label { x, y, label, class } => {
                 @let (x, y) = (self.px(*x), self.py(*y));

@@ -2,17 +2,17 @@
 
 use maud::{Markup, html};
 
-use super::super::model::{Interval, Mode, Phase, RunResult, VerdictKind};
+use super::super::model::{Interval, Mode, Phase, RunResult};
 use super::super::recorder::{Metric, Recorder};
 use super::super::slo::Slo;
 use super::super::{sufficiency, units, verdict};
-use super::chart::{Axis, Chart, Format, Mark, Point, Series};
+use super::chart::{Axis, Chart, Format, Mark, Series};
 use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of};
 
-const FULL_WIDTH: f64 = 1160.0;
-const HALF_WIDTH: f64 = 560.0;
-const TALL: f64 = 360.0;
-const LOW: f64 = 220.0;
+pub(super) const FULL_WIDTH: f64 = 1160.0;
+pub(super) const HALF_WIDTH: f64 = 560.0;
+pub(super) const TALL: f64 = 360.0;
+pub(super) const LOW: f64 = 220.0;
 
 /// Metrics measured for each message, with their colours; what is drawn last lies on top.
 const PER_MESSAGE: [(Metric, &str); 5] = [
@@ -27,7 +27,7 @@ const PER_MESSAGE: [(Metric, &str); 5] = [
 const PER_CONNECTION: [(Metric, &str); 3] =
     [(Metric::Connect, "c6"), (Metric::FirstMessage, "c5"), (Metric::Upgrade, "c1")];
 
-fn panel(title: &str, hint: &str, body: Markup) -> Markup {
+pub(super) fn panel(title: &str, hint: &str, body: Markup) -> Markup {
     html! { section { h2 { (title) } @if !hint.is_empty() { p.hint { (hint) } } (body) } }
 }
 
@@ -86,7 +86,7 @@ fn spectrum_chart(
         marks.push(Mark::Span { from: surest, to: x_max, label, class: "plain" });
     }
     Some(Chart {
-        id,
+        id: id.into(),
         title: "Latency over percentile".to_owned(),
         width: FULL_WIDTH,
         height: TALL,
@@ -113,12 +113,12 @@ fn labels(recorder: &Recorder, metrics: &[(Metric, &'static str)], lead: Metric)
 }
 
 /// The objectives as they were written; those of a file by a newer version are left out.
-fn slos_of(result: &RunResult) -> Vec<Slo> {
+pub(super) fn slos_of(result: &RunResult) -> Vec<Slo> {
     result.slos.iter().filter_map(|slo| slo.expression.parse().ok()).collect()
 }
 
 /// The largest x, the smallest y above zero, and the largest y, of series and horizontal marks.
-fn extent(series: &[Series], marks: &[Mark]) -> (f64, f64, f64) {
+pub(super) fn extent(series: &[Series], marks: &[Mark]) -> (f64, f64, f64) {
     let points = || series.iter().flat_map(|series| &series.points);
     let limits = marks.iter().filter_map(|mark| match mark {
         Mark::Horizontal { y, .. } => Some(*y),
@@ -196,7 +196,7 @@ impl OverTime {
             );
         }
         Some(Chart {
-            id: self.id,
+            id: self.id.into(),
             title: format!("{} over time", self.y_label),
             width: self.width,
             height: self.height,
@@ -239,7 +239,7 @@ fn per_s(interval: &Interval, count: u64) -> Option<f64> {
         .then(|| count as f64 * 1000.0 / interval.length_ms as f64)
 }
 
-fn rate_tick(value: f64) -> String {
+pub(super) fn rate_tick(value: f64) -> String {
     units::rate(value, "msg")
 }
 
@@ -409,64 +409,6 @@ pub(super) fn generator_cpu(result: &RunResult, timeline: &[Interval]) -> Markup
     let hint = "100 % is one core busy.";
     look.chart(timeline, series, marks)
         .map_or(html! {}, |chart| panel("Generator health: CPU", hint, chart.render()))
-}
-
-/// Latency against load, with the knee: only where a search was made.
-pub(super) fn search(result: &RunResult) -> Markup {
-    const LINES: [(&str, &str); 4] = [("max", "c4"), ("p99.9", "c2"), ("p99", "c5"), ("p50", "c3")];
-    let mut steps: Vec<_> = result.search.iter().collect();
-    let Some(first) = steps.first() else { return html! {} };
-    let over = first.over.clone();
-    let format: Format = if over == "rate" { rate_tick } else { |value| units::count(value.round() as u64) };
-    steps.sort_by(|a, b| a.load.total_cmp(&b.load));
-    let point = |step: &super::super::capacity::SearchStep, y: u64| Point {
-        x: step.load,
-        y: y as f64,
-        x_label: format!("{} · {}", format(step.load), step.verdict.name()),
-        y_label: units::latency_ns(y),
-    };
-    let mut series: Vec<Series> = LINES
-        .into_iter()
-        .map(|(name, class)| {
-            let points = steps.iter().filter_map(|step| Some(point(step, *step.latency_ns.get(name)?)));
-            Series { name: name.to_owned(), class, points: points.collect() }
-        })
-        .filter(|series| !series.points.is_empty())
-        .collect();
-    if series.is_empty() {
-        return html! {};
-    }
-    let refused = steps.iter().filter(|step| step.verdict != VerdictKind::Valid);
-    let refused = refused.filter_map(|step| Some(point(step, *step.latency_ns.get("p99")?)));
-    series.push(Series { name: "not VALID".to_owned(), class: "c4 points", points: refused.collect() });
-    series.retain(|series| !series.points.is_empty());
-    let mut marks: Vec<Mark> = Vec::new();
-    for step in steps.iter().filter(|step| step.knee) {
-        marks.push(Mark::Vertical {
-            x: step.load,
-            label: format!("knee: {}", format(step.load)),
-            class: "good",
-        });
-    }
-    for slo in slos_of(result) {
-        if let Some(limit) = slo.latency_limit_ns(result.plan.headline(), result.plan.headline()) {
-            marks.push(Mark::Horizontal { y: limit, label: format!("objective {slo}"), class: "bad" });
-        }
-    }
-    let (x_max, y_min, y_max) = extent(&series, &marks);
-    let chart = Chart {
-        id: "search",
-        title: format!("Latency over {over}"),
-        width: FULL_WIDTH,
-        height: TALL,
-        x: Axis::linear(x_max, &over, format),
-        y: Axis::log(y_min, y_max, "latency", units::latency),
-        series,
-        marks,
-    };
-    let hint =
-        "Each point is a run of its own. The knee is the highest load at which every objective was met.";
-    panel("Latency against load", hint, chart.render())
 }
 
 fn capitalised(text: &str) -> String {
