@@ -17,7 +17,13 @@ const EXIT_FAILED: u8 = 1;
 /// A second signal ended the drain.
 const EXIT_IMPATIENT: i32 = 130;
 
+/// The longest block that malloc takes from the heap instead of mapping it anew: the longest that glibc allows.
+const MALLOC_MAP_BYTES: i32 = 32 << 20;
+/// So much at the end of a heap is kept when it is free.
+const MALLOC_KEEP_BYTES: i32 = 2 * MALLOC_MAP_BYTES;
+
 fn main() -> ExitCode {
+    keep_large_blocks();
     let config = Config::parse();
     let server = match start(config) {
         Ok(server) => server,
@@ -32,6 +38,18 @@ fn main() -> ExitCode {
             eprintln!("resound: a worker failed: {error}");
             ExitCode::from(EXIT_FAILED)
         }
+    }
+}
+
+/// Has malloc use the memory of one large message for the next, instead of giving it back to the kernel and taking it
+/// from there again page by page. These are the limits to which glibc moves by itself once a block of 32 MiB was freed.
+fn keep_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_THRESHOLD, MALLOC_MAP_BYTES), (libc::M_TRIM_THRESHOLD, MALLOC_KEEP_BYTES)]
+    {
+        // SAFETY: it sets a number of malloc's, before there is another thread. If it fails, all works as before.
+        unsafe { libc::mallopt(parameter, value) };
     }
 }
 

@@ -21,8 +21,11 @@ use deflate::{Compression, Inflating};
 
 /// Octets left free in front of a message that is put together, for the header of its reply.
 const HEADROOM: usize = HEADER_LEN_MAX;
-/// A message that arrives in pieces may reserve this much, or as much as has arrived, ahead of its octets.
+/// A message that arrives in pieces may reserve this much, or [`GROWTH`] times what has arrived, ahead of its octets.
 const RESERVE_AHEAD: usize = 64 * 1024;
+/// A seventh of a long message is copied as it grows; with 1 it would be all of it (`docs/io-uring.md`). What is reserved
+/// and not used costs addresses, not memory.
+const GROWTH: usize = 7;
 
 /// Who we are on this connection (RFC 6455 §5.1: a client masks, a server does not).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -499,7 +502,7 @@ impl Connection {
                 message.resize(HEADROOM, 0);
             }
             let at = message.len();
-            message.reserve(len.max((self.payload_left as usize).min(at.max(RESERVE_AHEAD))));
+            message.reserve(len.max((self.payload_left as usize).min(RESERVE_AHEAD.max(GROWTH * at))));
             let is_ascii = mask::unmask_append(message, piece, self.masking_key);
             if self.message == Some(Opcode::Text) {
                 self.utf8.push(&message[at..], is_ascii)?;
