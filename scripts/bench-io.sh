@@ -25,14 +25,11 @@ run() {
 
 case "${1:-}" in
 '')
-    for connections in 1 50 500 2000; do
-        for octets in 20 16384; do
-            for in_flight in 1 16; do
-                workloads=${workloads:+$workloads,}$connections/$octets/$in_flight
-            done
-        done
-    done
-    run --workloads "$workloads,b1000/64/1,b1000/1024/1,b1000/64/10,b1000/1024/10"
+    run --workloads 1/20/1,50/20/1,500/20/1,2000/20/1,1/20/16,50/20/16,500/20/16,2000/20/16
+    run --workloads 1/16384/1,50/16384/1,500/16384/1,2000/16384/1,1/16384/16,50/16384/16,500/16384/16
+    # Half a gigabyte in flight: it takes seconds to begin and to end.
+    run --workloads 2000/16384/16 --repetitions 7
+    run --workloads b1000/64/1,b1000/1024/1,b1000/64/10,b1000/1024/10
     ;;
 --quick)
     run --repetitions 9 --workloads 1/20/1,50/20/1,500/20/1,50/20/16,500/16384/1,b1000/64/1,b1000/1024/10
