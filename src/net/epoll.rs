@@ -8,7 +8,7 @@
 //! Start at [`EpollBackend::next`].
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use socket2::Socket;
 
-use super::queue::{SendQueue, pieces};
+use super::queue::{SendQueue, send_reply};
 use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
 
 const WAKER: Token = Token(usize::MAX);
@@ -29,8 +29,6 @@ const LISTENERS: usize = usize::MAX - 1024;
 const EVENTS_MAX: usize = 1024;
 /// Connections accepted from one listener in one turn, so that a storm of them does not stop the others.
 const ACCEPTS_MAX: u32 = 64;
-/// A reply in more pieces than this goes through the queue.
-const PIECES_MAX: usize = 16;
 /// Generations have 31 bits, so that a token's top bit is clear: listeners and the waker are above.
 const GENERATION_MASK: u32 = u32::MAX >> 1;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
@@ -423,20 +421,7 @@ impl Backend for EpollBackend {
         }
         let (is_clear, mut done) = (connection.queue.is_none(), 0);
         if is_clear {
-            let result = if between.is_empty() {
-                connection.socket.send_with_flags(&self.buffer[range.clone()], SEND_FLAGS)
-            } else if between.len() < PIECES_MAX / 2 {
-                let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-                let mut count = 0;
-                for (slice, piece) in slices.iter_mut().zip(pieces(&self.buffer, &range, &between)) {
-                    *slice = IoSlice::new(piece);
-                    count += 1;
-                }
-                connection.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS)
-            } else {
-                Ok(0)
-            };
-            match sent(result) {
+            match sent(send_reply(&connection.socket, &self.buffer, &range, &between, SEND_FLAGS)) {
                 Ok(len) => done = len,
                 Err(error) => return self.end(conn.index, Some(error)),
             }

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use socket2::Socket;
+
 /// Octets to be sent whole and in order.
 #[derive(Clone, Debug)]
 pub enum Chunk {
@@ -176,8 +178,36 @@ impl SendQueue {
     }
 }
 
+/// A reply in more pieces than this goes through the queue.
+const PIECES_MAX: usize = 16;
+
+/// Sends a reply of [`Backend`](super::Backend) in one call. Returns how much of it was taken; nothing if it is in too
+/// many pieces.
+#[inline]
+pub(super) fn send_reply(
+    socket: &Socket,
+    buffer: &[u8],
+    range: &Range<usize>,
+    between: &[(usize, Chunk)],
+    flags: i32,
+) -> io::Result<usize> {
+    if between.is_empty() {
+        return socket.send_with_flags(&buffer[range.clone()], flags);
+    }
+    if between.len() >= PIECES_MAX / 2 {
+        return Ok(0);
+    }
+    let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+    let mut count = 0;
+    for (slice, piece) in slices.iter_mut().zip(pieces(buffer, range, between)) {
+        *slice = IoSlice::new(piece);
+        count += 1;
+    }
+    socket.send_vectored_with_flags(&slices[..count], flags)
+}
+
 /// A reply of [`Backend`](super::Backend), piece by piece.
-pub(super) fn pieces<'a>(
+fn pieces<'a>(
     buffer: &'a [u8],
     range: &Range<usize>,
     between: &'a [(usize, Chunk)],

@@ -47,21 +47,31 @@ impl DeflateParams {
 /// The value of `Sec-WebSocket-Extensions` that says so in a server's answer.
 impl fmt::Display for DeflateParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAME)?;
-        if self.server_no_context_takeover {
-            f.write_str("; server_no_context_takeover")?;
-        }
-        if self.client_no_context_takeover {
-            f.write_str("; client_no_context_takeover")?;
-        }
-        if let Some(bits) = self.server_max_window_bits {
-            write!(f, "; server_max_window_bits={bits}")?;
-        }
+        let Self { server_no_context_takeover, client_no_context_takeover, server_max_window_bits, .. } =
+            *self;
+        write_common(f, server_no_context_takeover, client_no_context_takeover, server_max_window_bits)?;
         if let Some(bits) = self.client_max_window_bits {
             write!(f, "; client_max_window_bits={bits}")?;
         }
         Ok(())
     }
+}
+
+/// The name, and the parameters that offers and answers write alike.
+fn write_common(
+    f: &mut fmt::Formatter<'_>,
+    server_no_context_takeover: bool,
+    client_no_context_takeover: bool,
+    server_max_window_bits: Option<u8>,
+) -> fmt::Result {
+    f.write_str(NAME)?;
+    if server_no_context_takeover {
+        f.write_str("; server_no_context_takeover")?;
+    }
+    if client_no_context_takeover {
+        f.write_str("; client_no_context_takeover")?;
+    }
+    server_max_window_bits.map_or(Ok(()), |bits| write!(f, "; server_max_window_bits={bits}"))
 }
 
 /// What a server wants beyond what its clients ask for.
@@ -125,16 +135,9 @@ pub struct DeflateOffer {
 /// The value of `Sec-WebSocket-Extensions` with which a client asks.
 impl fmt::Display for DeflateOffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAME)?;
-        if self.server_no_context_takeover {
-            f.write_str("; server_no_context_takeover")?;
-        }
-        if self.client_no_context_takeover {
-            f.write_str("; client_no_context_takeover")?;
-        }
-        if let Some(bits) = self.server_max_window_bits {
-            write!(f, "; server_max_window_bits={bits}")?;
-        }
+        let Self { server_no_context_takeover, client_no_context_takeover, server_max_window_bits, .. } =
+            *self;
+        write_common(f, server_no_context_takeover, client_no_context_takeover, server_max_window_bits)?;
         match self.client_max_window_bits {
             None => Ok(()),
             Some(None) => f.write_str("; client_max_window_bits"),

@@ -19,7 +19,7 @@ mod ring;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -33,7 +33,7 @@ use socket2::Socket;
 use self::buffers::{Buffer, Buffers};
 use self::connection::{Connection, Finish, Submitted};
 use self::ring::Ring;
-use super::queue::{SendQueue, pieces};
+use super::queue::{SendQueue, send_reply};
 use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
 
 /// Generations have 28 bits, which is what an operation's number leaves of a completion's user data.
@@ -43,8 +43,6 @@ const OP_BITS: u32 = 4;
 const NOBODY: u32 = u32::MAX;
 /// See [`Submit::All`].
 const SUBMIT_LEN_MAX: usize = 4096;
-/// A reply in more pieces than this goes through the queue.
-const PIECES_MAX: usize = 16;
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 /// How long the kernel may take to bring one octet from one end of a socket pair to the other.
 const SELF_TEST_WAIT: Duration = Duration::from_secs(1);
@@ -393,20 +391,7 @@ impl Backend for UringBackend {
             Current::SetAside(octets) => octets,
         };
         if is_clear {
-            let result = if between.is_empty() {
-                connection.socket.send_with_flags(&octets[range.clone()], SEND_FLAGS)
-            } else if between.len() < PIECES_MAX / 2 {
-                let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-                let mut count = 0;
-                for (slice, piece) in slices.iter_mut().zip(pieces(octets, &range, &between)) {
-                    *slice = IoSlice::new(piece);
-                    count += 1;
-                }
-                connection.socket.send_vectored_with_flags(&slices[..count], SEND_FLAGS)
-            } else {
-                Ok(0)
-            };
-            match sent(result) {
+            match sent(send_reply(&connection.socket, octets, &range, &between, SEND_FLAGS)) {
                 Ok(len) => done = len,
                 Err(error) => return self.end(conn.index, Some(error)),
             }
