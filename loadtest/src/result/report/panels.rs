@@ -85,12 +85,16 @@ fn spectrum_chart(
         let label = "too few samples for an upper bound".to_owned();
         marks.push(Mark::Span { from: surest, to: x_max, label, class: "plain" });
     }
+    let axis = match lead {
+        Metric::Upgrade => "percentile of connections, as 1/(1-p)",
+        _ => "percentile of messages, as 1/(1-p)",
+    };
     Some(Chart {
         id: id.into(),
         title: "Latency over percentile".to_owned(),
         width: FULL_WIDTH,
         height: TALL,
-        x: Axis::log_with_ticks(1.0, x_max, "percentile of messages, as 1/(1-p)", percentile_ticks(x_max)),
+        x: Axis::log_with_ticks(1.0, x_max, axis, percentile_ticks(x_max)),
         y: Axis::log(y_min, y_max, "latency", units::latency),
         series,
         marks,
