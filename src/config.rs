@@ -142,9 +142,10 @@ pub struct Config {
     #[arg(long, value_enum, default_value_t = Submit::All, help_heading = "Serving")]
     pub uring_submit: Submit,
 
-    /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Memory
-    /// is used only as far as messages have filled them.
-    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = power_of_two, help_heading = "Limits")]
+    /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Every
+    /// connection that has sent something needs one in the same turn, or costs a receive more. Memory is used
+    /// only as far as messages have filled them, and kept by 64 of them.
+    #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = power_of_two, help_heading = "Limits")]
     pub receive_buffers: u16,
 
     /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.

@@ -9,7 +9,7 @@ use io_uring::types::{BufRingEntry, Fd, Fixed};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 const BUFFER_LEN: usize = 256 << 10;
-const BUFFERS: usize = 64;
+const BUFFERS: usize = 512;
 const EVENTS: usize = 1024;
 const ACCEPT: u64 = u64::MAX;
 const CLOSE: u64 = u64::MAX - 1;

@@ -6,6 +6,9 @@
 //!
 //! The kernel fills buffers in turn, so all that it has pass through the caches. Therefore it has no more
 //! than are likely to fit there, by what receives have brought lately, and those that were used last.
+//!
+//! Each connection that has something needs a buffer in the same turn, so there are many; but only [`KEPT`] of them
+//! keep more than a page of memory. The others give it back as soon as they are released.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -19,6 +22,8 @@ use super::ring::Ring;
 /// A ring has one group of buffers.
 pub(super) const GROUP: u16 = 0;
 const PAGE: usize = 4096;
+/// Buffers that are used before all others, and keep their memory.
+const KEPT: u16 = 64;
 /// The octets received that shall stay in a core's second-level cache until they are sent.
 const HOT_LEN: usize = 1 << 20;
 /// The kernel gets this many buffers however much each of them holds.
@@ -41,8 +46,9 @@ pub(super) struct Buffers {
     tail: u16,
     /// How many of them the kernel has, if all its completions were taken.
     posted: u16,
-    /// Nobody's, the one used last at the end.
+    /// Nobody's, the one used last at the end: of those that keep their memory, and of the others.
     spare: Vec<u16>,
+    spare_others: Vec<u16>,
     /// What a receive brings, in octets: a sliding mean.
     typical_len: usize,
 }
@@ -91,7 +97,8 @@ impl Buffers {
             stride,
             tail: 0,
             posted: 0,
-            spare: (0..count).rev().collect(),
+            spare: (0..count.min(KEPT)).rev().collect(),
+            spare_others: (KEPT..count).rev().collect(),
             typical_len: 0,
         };
         let address = memory.as_ptr() as u64;
@@ -125,7 +132,24 @@ impl Buffers {
     /// Gives `buffer` back.
     #[inline]
     pub(super) fn release(&mut self, buffer: Buffer) {
-        self.spare.push(buffer.index);
+        if buffer.index < KEPT {
+            return self.spare.push(buffer.index);
+        }
+        self.spare_others.push(buffer.index);
+        if buffer.len as usize > PAGE {
+            self.forget(buffer.index);
+        }
+    }
+
+    /// Gives a buffer's memory back to the kernel, but for the page or two at its front.
+    #[cold]
+    fn forget(&mut self, index: u16) {
+        let start = self.address(index) as usize;
+        let (from, to) = ((start + PAGE).next_multiple_of(PAGE), (start + self.buffer_len) & !(PAGE - 1));
+        if from < to {
+            // SAFETY: these pages are inside of the buffer, which is nobody's. If it fails they stay, which harms nobody.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
     }
 
     /// Hands the kernel as many buffers as it shall have. To be called before it may need one.
@@ -134,7 +158,7 @@ impl Buffers {
         let goal = fit.max(POSTED_MIN.min(self.count));
         let entries = self.memory.cast::<BufRingEntry>().as_ptr();
         while self.posted < goal
-            && let Some(index) = self.spare.pop()
+            && let Some(index) = self.spare.pop().or_else(|| self.spare_others.pop())
         {
             let address = self.address(index) as u64;
             // SAFETY: the place is inside of the mapping and aligned, and the kernel does not look at it
@@ -161,6 +185,16 @@ impl Buffers {
         debug_assert!(index < self.count);
         // SAFETY: the mapping holds `count` buffers from `first_at` on.
         unsafe { self.memory.as_ptr().add(self.first_at + usize::from(index) * self.stride) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn resident_pages(&self) -> usize {
+        let mut pages = vec![0u8; self.memory_len.div_ceil(PAGE)];
+        // SAFETY: the mapping has this length, and there is an octet for each of its pages.
+        let result =
+            unsafe { libc::mincore(self.memory.as_ptr().cast(), self.memory_len, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count()
     }
 
     /// Leaves the memory mapped for ever.

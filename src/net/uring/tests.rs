@@ -133,3 +133,31 @@ fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
         assert_eq!(closed, [accepted.unwrap()]);
     }
 }
+
+#[test]
+fn a_burst_of_large_messages_leaves_no_more_memory_than_the_first_buffers_have() {
+    let (count, len) = (256, 64 * 1024);
+    let options = UringOptions { buffer_count: count, buffer_bytes: len, completions: 2048, ..OPTIONS };
+    let Some((mut backend, address)) = backend(options) else { return };
+    let mut clients: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let (mut seen, mut most) = (0, 0);
+    let resident = |backend: &UringBackend| backend.buffers.resident_pages();
+    for client in &mut clients {
+        client.write_all(&vec![1; len as usize]).unwrap();
+    }
+    while seen < usize::from(count) * len as usize {
+        backend.wait(Some(Duration::from_secs(10))).unwrap();
+        most = most.max(resident(&backend));
+        while let Some(completion) = backend.next() {
+            if let Completion::Received(_) = completion {
+                assert!(backend.received().iter().all(|octet| *octet == 1));
+                seen += backend.received().len();
+            }
+        }
+    }
+    // A page or two of each, and all of those that keep theirs.
+    let (pages, kept) = (len as usize / 4096, 64);
+    let bound = kept * (pages + 2) + usize::from(count) * 3;
+    assert!(resident(&backend) <= bound, "{} pages, {most} at most", resident(&backend));
+    assert!(most > bound, "the burst was there: {most} pages, {bound} would be kept");
+}
