@@ -10,6 +10,8 @@ use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 const BUFFER_LEN: usize = 256 << 10;
 const BUFFERS: usize = 512;
+/// What tells the kernel which buffers it has: two pages.
+const ENTRIES_LEN: usize = BUFFERS * size_of::<BufRingEntry>();
 const EVENTS: usize = 1024;
 const ACCEPT: u64 = u64::MAX;
 const CLOSE: u64 = u64::MAX - 1;
@@ -76,7 +78,7 @@ pub(crate) fn uring(direct: bool) -> anyhow::Result<()> {
         .setup_coop_taskrun()
         .setup_cqsize(8192)
         .build(1024)?;
-    let memory_len = 4096 + BUFFERS * BUFFER_LEN;
+    let memory_len = ENTRIES_LEN + BUFFERS * BUFFER_LEN;
     // SAFETY: a new mapping, that overlaps nothing and is never unmapped.
     let memory = unsafe {
         let (protection, flags) =
@@ -86,7 +88,7 @@ pub(crate) fn uring(direct: bool) -> anyhow::Result<()> {
     assert_ne!(memory, libc::MAP_FAILED);
     // SAFETY: the mapping lives as long as the process.
     unsafe { ring.submitter().register_buf_ring_with_flags(memory as u64, BUFFERS as u16, 0, 0)? };
-    let address = |index: u16| memory as u64 + 4096 + (usize::from(index) * BUFFER_LEN) as u64;
+    let address = |index: u16| memory as u64 + (ENTRIES_LEN + usize::from(index) * BUFFER_LEN) as u64;
     let mut tail = 0u16;
     let mut give = |index: u16| {
         // SAFETY: the entries are at the front of the mapping; the kernel does not look at this one yet.
