@@ -144,7 +144,7 @@ pub struct Config {
 
     /// How many receive buffers each worker's ring has: a power of two up to 32768 (io_uring only). Every
     /// connection that has sent something needs one in the same turn, or costs a receive more. Memory is used
-    /// only as far as messages have filled them, and kept by 64 of them.
+    /// only as far as messages have filled them; beyond 16 KiB 64 of them keep it.
     #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = power_of_two, help_heading = "Limits")]
     pub receive_buffers: u16,
 

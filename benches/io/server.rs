@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-/// How long perf takes to begin, and a closed loop to come to rest.
+/// How long perf takes to begin.
 const SETTLES: Duration = Duration::from_millis(400);
 
 pub(crate) struct Server {
@@ -93,7 +93,6 @@ pub(crate) struct Counter(Child);
 impl Counter {
     /// Ends it. `None` if it may not count here.
     pub(crate) fn stop(self) -> anyhow::Result<Option<u64>> {
-        std::thread::sleep(SETTLES);
         // SAFETY: it signals a process that is ours and was not waited for.
         unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
         let output = self.0.wait_with_output()?;

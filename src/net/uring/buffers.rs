@@ -8,7 +8,7 @@
 //! than are likely to fit there, by what receives have brought lately, and those that were used last.
 //!
 //! Each connection that has something needs a buffer in the same turn, so there are many; but only [`KEPT`] of them
-//! keep more than a page of memory. The others give it back as soon as they are released.
+//! keep all their memory. The others keep [`OTHERS_LEN`], and give back the rest as soon as they are released.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -24,6 +24,9 @@ pub(super) const GROUP: u16 = 0;
 const PAGE: usize = 4096;
 /// Buffers that are used before all others, and keep their memory.
 const KEPT: u16 = 64;
+/// What the other buffers keep, in octets. Where receives usually bring more, the kernel has no more than [`KEPT`]
+/// buffers, and the others are not used: so no load gives memory back, and takes it again, for each message.
+const OTHERS_LEN: usize = HOT_LEN / KEPT as usize;
 /// The octets received that shall stay in a core's second-level cache until they are sent.
 const HOT_LEN: usize = 1 << 20;
 /// The kernel gets this many buffers however much each of them holds.
@@ -136,16 +139,17 @@ impl Buffers {
             return self.spare.push(buffer.index);
         }
         self.spare_others.push(buffer.index);
-        if buffer.len as usize > PAGE {
+        if buffer.len as usize > OTHERS_LEN {
             self.forget(buffer.index);
         }
     }
 
-    /// Gives a buffer's memory back to the kernel, but for the page or two at its front.
+    /// Gives a buffer's memory back to the kernel, but for [`OTHERS_LEN`] at its front.
     #[cold]
     fn forget(&mut self, index: u16) {
         let start = self.address(index) as usize;
-        let (from, to) = ((start + PAGE).next_multiple_of(PAGE), (start + self.buffer_len) & !(PAGE - 1));
+        let (from, to) =
+            ((start + OTHERS_LEN).next_multiple_of(PAGE), (start + self.buffer_len) & !(PAGE - 1));
         if from < to {
             // SAFETY: these pages are inside of the buffer, which is nobody's. If it fails they stay, which harms nobody.
             unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };

@@ -109,7 +109,7 @@ pub(super) fn law(capacity: &Capacity) -> Markup {
     let chart = Chart {
         id: "law".into(),
         title: "Throughput over concurrency".to_owned(),
-        width: 1160.0,
+        width: panels::FULL_WIDTH,
         height: 300.0,
         x: Axis::linear(reach, "messages in flight", in_flight),
         y: Axis::linear(highest.max(fit.law.at(reach)), "throughput", rate),
