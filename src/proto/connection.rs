@@ -312,28 +312,34 @@ impl Connection {
         Ok(())
     }
 
-    /// The header of what nearly every frame is: a whole message of at most 125 octets from a client, all of
-    /// it here, on a connection that compresses nothing. Anything else, good or bad, is `None` and left to [`read_header`](Self::read_header) and what
-    /// follows it, which would do the same with this: `fuzz_targets/frame.rs` and the tests that cut their
-    /// input take both ways.
+    /// The header of what nearly every frame is: a whole message of at most 125 octets, all of it here, on a
+    /// connection that compresses nothing. Anything else, good or bad, is `None` and left to
+    /// [`read_header`](Self::read_header) and what follows it, which would do the same with this:
+    /// `fuzz_targets/frame.rs` and the tests that cut their input take both ways.
     #[inline(always)]
     fn read_small_header(&self, input: &mut Input<'_>, limits: &Limits) -> Option<FrameHeader> {
-        let &[first, second, k0, k1, k2, k3, ref rest @ ..] = &input.buffer[input.read..] else {
-            return None;
+        let unread = &input.buffer[input.read..];
+        let (first, len, masking_key, rest) = match (self.role, unread) {
+            (Role::Server, &[first, second, k0, k1, k2, k3, ref rest @ ..]) => {
+                let len = second.checked_sub(0x80)?; // not masked
+                (first, len, Some(MaskingKey::from_wire([k0, k1, k2, k3])), rest)
+            }
+            // A masked one would have more than 125 octets.
+            (Role::Client, &[first, len, ref rest @ ..]) => (first, len, None, rest),
+            _ => return None,
         };
         let opcode = match first {
             0x81 => Opcode::Text, // FIN and the opcode (RFC 6455 §5.2)
             0x82 => Opcode::Binary,
             _ => return None,
         };
-        let len = usize::from(second).checked_sub(0x80)?; // not masked
+        let len = usize::from(len);
         let is_small = len <= CONTROL_LEN_MAX && len <= rest.len() && len as u64 <= limits.message_size_max;
         let is_idle = self.head_len == 0 && self.message.is_none();
-        if !is_small || !is_idle || self.role != Role::Server || self.compression.is_some() {
+        if !is_small || !is_idle || self.compression.is_some() {
             return None;
         }
-        input.read += 6;
-        let masking_key = Some(MaskingKey::from_wire([k0, k1, k2, k3]));
+        input.read += unread.len() - rest.len();
         Some(FrameHeader { masking_key, ..FrameHeader::message(opcode, len) })
     }
 

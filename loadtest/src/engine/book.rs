@@ -62,15 +62,16 @@ impl Book {
         }
     }
 
-    /// Notes that a message was handed to the kernel, and that `expected` replies or deliveries are due.
+    /// Notes that `count` messages of `octets` in all are handed to the kernel, and that `expected` replies or
+    /// deliveries of each are due.
     #[inline]
-    pub(super) fn sent(&mut self, sent: Sent, size: usize, expected: u32) {
-        self.in_flight += 1;
+    pub(super) fn sent(&mut self, sent: Sent, count: u32, octets: u64, expected: u32) {
+        self.in_flight += i64::from(count);
         if self.records(sent.intended_ns) {
             let counts = &mut self.slice.counts;
-            counts.sent += 1;
-            counts.expected += u64::from(expected);
-            counts.payload_sent_octets += size as u64;
+            counts.sent += u64::from(count);
+            counts.expected += u64::from(count) * u64::from(expected);
+            counts.payload_sent_octets += octets;
         }
     }
 
@@ -96,8 +97,6 @@ pub(super) struct Traffic {
     pub backlog: VecDeque<u64>,
     /// Closed loop: messages that may be sent at once.
     pub owed: u32,
-    /// Messages that arrived.
-    pub arrived: u64,
 }
 
 /// What one subscriber of a broadcast got so far. It outlives its connection.
@@ -131,7 +130,7 @@ impl Subscriber {
     }
 }
 
-/// Takes the messages of one read on one connection.
+/// Takes the messages of one read on one connection. [`Receiver::finish`] is to be called at the end.
 pub(super) struct Receiver<'a> {
     /// Where they are written down.
     pub book: &'a mut Book,
@@ -143,13 +142,24 @@ pub(super) struct Receiver<'a> {
     pub now_ns: u64,
     /// The kind of message that was sent.
     pub opcode: Opcode,
+    /// Round trips that are not in the book yet.
+    pub trips: Trips,
+}
+
+/// Round trips of one read that began together: recorded as one value with a count.
+#[derive(Debug, Default)]
+pub(super) struct Trips {
+    /// When they began.
+    sent: Sent,
+    count: u32,
+    /// The octets that came back.
+    octets: u64,
 }
 
 impl Handler for Receiver<'_> {
-    #[inline]
+    #[inline(always)]
     fn message(&mut self, message: Message<'_>) -> Reply {
         let payload = message.payload();
-        self.traffic.arrived += 1;
         let stamp = if message.opcode() == self.opcode { stamp::read(payload, self.opcode) } else { None };
         match (stamp, self.subscriber.is_some()) {
             (None, _) => self.damaged(payload.len()),
@@ -182,19 +192,31 @@ impl Receiver<'_> {
 
     #[inline]
     fn round_trip(&mut self, sent: Sent, size: usize) {
-        self.book.in_flight -= 1;
-        if self.book.records(sent.intended_ns) {
+        if sent != self.trips.sent {
+            self.finish();
+            self.trips.sent = sent;
+        }
+        self.trips.count += 1;
+        self.trips.octets += size as u64;
+    }
+
+    /// Writes down what was held back to be recorded together.
+    #[inline(never)]
+    pub(super) fn finish(&mut self) {
+        let Trips { sent, count, octets } = std::mem::take(&mut self.trips);
+        self.book.in_flight -= i64::from(count);
+        if count > 0 && self.book.records(sent.intended_ns) {
             let slice = &mut self.book.slice;
-            slice.counts.received += 1;
-            slice.counts.payload_received_octets += size as u64;
-            slice.record(Metric::Response, self.now_ns - sent.intended_ns);
+            slice.counts.received += u64::from(count);
+            slice.counts.payload_received_octets += octets;
+            slice.record_n(Metric::Response, self.now_ns - sent.intended_ns, count.into());
             if !self.book.closed_loop {
-                slice.record(Metric::Service, self.now_ns - sent.sent_ns);
+                slice.record_n(Metric::Service, self.now_ns - sent.sent_ns, count.into());
             }
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn delivered(&mut self, stamp: Stamp, size: usize) {
         let subscriber = self.subscriber.as_mut().expect("a delivery has a subscriber");
         let Some(deliveries) = subscriber.publishers.get_mut(stamp.sender as usize) else {

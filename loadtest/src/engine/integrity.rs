@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 
 /// A message that was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
     /// When it was to be sent, in ns.
     pub intended_ns: u64,
@@ -35,13 +35,25 @@ pub(super) enum Arrived {
     NeverSent,
 }
 
+/// Messages in a row that were to be sent at the same time, and were.
+#[derive(Clone, Copy, Debug, Default)]
+struct Batch {
+    sent: Sent,
+    /// How many of them have not arrived.
+    count: u32,
+}
+
 /// The messages of one sender on one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
     /// The number of the next message to be sent, wrapping.
     next: u32,
-    /// Sent and not arrived, oldest first; without those that are missing. The last one is `next - 1`.
-    queue: VecDeque<Sent>,
+    /// Sent and not arrived, without those that are missing: how many. The last one is `next - 1`.
+    waiting: u32,
+    /// The oldest of them; none if its count is 0. Often all, and then nobody looks into the queue's memory.
+    oldest: Batch,
+    /// The others, oldest first.
+    queue: VecDeque<Batch>,
     /// Skipped over, by number. There is none in a run without faults.
     missing: BTreeMap<u32, Sent>,
     /// Arrived, but so damaged that nobody can say which one it was.
@@ -55,45 +67,74 @@ impl Outstanding {
         self.next
     }
 
-    /// Notes that the next message was sent.
+    /// Notes that the next `count` messages were sent in one write, all of them as `sent` says.
     #[inline]
-    pub(super) fn sent(&mut self, sent: Sent) {
-        self.next = self.next.wrapping_add(1);
-        self.queue.push_back(sent);
+    pub(super) fn sent(&mut self, sent: Sent, count: u32) {
+        self.next = self.next.wrapping_add(count);
+        self.waiting += count;
+        let batch = Batch { sent, count };
+        if self.oldest.count == 0 {
+            self.oldest = batch;
+        } else {
+            self.queue.push_back(batch);
+        }
+    }
+
+    /// The number of the oldest message that waits; if there is none, of the next message.
+    #[inline]
+    fn first(&self) -> u32 {
+        self.next.wrapping_sub(self.waiting)
+    }
+
+    /// Takes out the oldest message that waits.
+    #[inline]
+    fn take_first(&mut self) -> Option<Sent> {
+        let sent = self.oldest()?;
+        self.waiting -= 1;
+        self.oldest.count -= 1;
+        if self.oldest.count == 0
+            && let Some(batch) = self.queue.pop_front()
+        {
+            self.oldest = batch;
+        }
+        Some(sent)
+    }
+
+    /// Notes of the oldest message that waits that it is missing.
+    fn skip_first(&mut self) {
+        let number = self.first();
+        let sent = self.take_first().expect("the caller knows how many there are");
+        self.missing.insert(number, sent);
     }
 
     /// The oldest message that has neither arrived nor been skipped over.
     #[inline]
     pub(super) fn oldest(&self) -> Option<Sent> {
-        self.queue.front().copied()
+        (self.oldest.count > 0).then_some(self.oldest.sent)
     }
 
     /// Whether nothing is on its way, as far as one can tell.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.waiting == 0
     }
 
     /// Notes that message number `sequence` arrived intact.
     #[inline]
     pub(super) fn arrived(&mut self, sequence: u32) -> Arrived {
-        let first = self.next.wrapping_sub(self.queue.len() as u32);
-        if sequence == first
-            && let Some(sent) = self.queue.pop_front()
+        if sequence == self.first()
+            && let Some(sent) = self.take_first()
         {
             return Arrived::Next { sent, skipped: 0 };
         }
-        self.arrived_out_of_order(sequence, first)
+        self.arrived_out_of_order(sequence)
     }
 
     #[cold]
-    fn arrived_out_of_order(&mut self, sequence: u32, first: u32) -> Arrived {
-        let ahead = sequence.wrapping_sub(first);
-        if (ahead as usize) < self.queue.len() {
-            for offset in 0..ahead {
-                let sent = self.queue.pop_front().expect("it is longer than what is skipped");
-                self.missing.insert(first.wrapping_add(offset), sent);
-            }
-            let sent = self.queue.pop_front().expect("it is longer than what is skipped");
+    fn arrived_out_of_order(&mut self, sequence: u32) -> Arrived {
+        let ahead = sequence.wrapping_sub(self.first());
+        if ahead < self.waiting {
+            (0..ahead).for_each(|_| self.skip_first());
+            let sent = self.take_first().expect("it is longer than what was skipped");
             Arrived::Next { sent, skipped: ahead }
         } else if ahead.cast_signed() >= 0 {
             Arrived::NeverSent
@@ -109,11 +150,8 @@ impl Outstanding {
 
     /// Gives up waiting for everything that is on its way: it is missing from now on. Returns how many.
     pub(super) fn give_up(&mut self) -> u32 {
-        let count = self.queue.len() as u32;
-        let first = self.next.wrapping_sub(count);
-        for (offset, sent) in self.queue.drain(..).enumerate() {
-            self.missing.insert(first.wrapping_add(offset as u32), sent);
-        }
+        let count = self.waiting;
+        (0..count).for_each(|_| self.skip_first());
         count
     }
 
@@ -135,10 +173,17 @@ mod tests {
         Sent { intended_ns: number, sent_ns: number }
     }
 
-    fn outstanding(first: u32, count: u32) -> Outstanding {
+    /// `count` messages, of which `together` are sent at a time.
+    fn outstanding_in_batches(first: u32, count: u32, together: u32) -> Outstanding {
         let mut outstanding = Outstanding { next: first, ..Outstanding::default() };
-        (0..count).for_each(|number| outstanding.sent(sent(number.into())));
+        for number in (0..count).step_by(together as usize) {
+            outstanding.sent(sent((number / together).into()), together.min(count - number));
+        }
         outstanding
+    }
+
+    fn outstanding(first: u32, count: u32) -> Outstanding {
+        outstanding_in_batches(first, count, 1)
     }
 
     fn lost(outstanding: Outstanding) -> usize {
@@ -182,9 +227,11 @@ mod tests {
         /// place where the numbers wrap.
         #[test]
         fn every_fault_is_counted_exactly(first in prop_oneof![Just(0u32), Just(u32::MAX - 20)],
+                                          together in 1u32..5,
                                           faults in prop::collection::vec(0u8..6, 1..60)) {
             let count = faults.len() as u32;
-            let mut outstanding = outstanding(first, count);
+            let mut outstanding = outstanding_in_batches(first, count, together);
+            let is_when_sent = |number: u32, when: Sent| when == sent((number.wrapping_sub(first) / together).into());
             let (mut dropped, mut repeated, mut swapped) = (0, 0, 0);
             let mut wire = Vec::new();
             let mut held = None;
@@ -206,8 +253,11 @@ mod tests {
             let (mut duplicates, mut reordered) = (0, 0);
             for number in wire {
                 match outstanding.arrived(number) {
-                    Arrived::Next { .. } => {}
-                    Arrived::Reordered(_) => reordered += 1,
+                    Arrived::Next { sent, .. } => prop_assert!(is_when_sent(number, sent)),
+                    Arrived::Reordered(sent) => {
+                        prop_assert!(is_when_sent(number, sent));
+                        reordered += 1;
+                    }
                     Arrived::Duplicate => duplicates += 1,
                     Arrived::NeverSent => prop_assert!(false, "{} was sent", number),
                 }

@@ -9,7 +9,7 @@ use mio::{Interest, Token};
 use resound::proto::{Limits, State};
 
 use super::args::{CloseFirst, Mode};
-use super::book::Receiver;
+use super::book::{Receiver, Trips};
 use super::clock::SECOND_NS;
 use super::connection::{Conn, Stage};
 use super::integrity::Sent;
@@ -178,7 +178,7 @@ impl Worker {
             self.send_buffer.clear();
             let sent_ns = self.shared.clock.now_ns();
             while self.send_buffer.len() < WRITE_LEN_MAX {
-                let intended_ns = if let Some(intended_ns) = conn.traffic.backlog.pop_front() {
+                let (intended_ns, due_count) = if let Some(intended_ns) = conn.traffic.backlog.pop_front() {
                     self.backlog_count -= 1;
                     if plan.late == Late::Skip && sent_ns - intended_ns > interval_ns {
                         if self.book.records(intended_ns) {
@@ -186,12 +186,10 @@ impl Worker {
                         }
                         continue;
                     }
-                    intended_ns
+                    (intended_ns, 1)
                 } else if closed_loop && conn.traffic.owed > 0 {
-                    conn.traffic.owed -= 1;
-                    self.book.slice.counts.scheduled += 1;
                     // A turn that began in the warm-up ends in it, too.
-                    sent_ns.min(self.book.record_until_ns - 1)
+                    (sent_ns.min(self.book.record_until_ns - 1), conn.traffic.owed)
                 } else {
                     break;
                 };
@@ -203,21 +201,31 @@ impl Worker {
                     }
                     Sent { intended_ns, sent_ns }
                 };
-                let size = plan.sizes.draw(&mut self.rng);
-                let stamp = Stamp {
-                    intended_ns: sent.intended_ns,
-                    sequence: conn.traffic.outstanding.next(),
-                    sender: conn.traffic.number,
-                };
-                if conn.deflates {
-                    self.plain.clear();
-                    self.composer.payload(stamp, size, &mut self.plain);
-                    conn.protocol.send(plan.opcode, &self.plain, &mut self.codecs, &mut self.send_buffer);
-                } else {
-                    self.composer.compose(stamp, size, &mut self.send_buffer);
+                let (mut count, mut octets) = (0, 0);
+                while count < due_count && self.send_buffer.len() < WRITE_LEN_MAX {
+                    let size = plan.sizes.draw(&mut self.rng);
+                    let stamp = Stamp {
+                        intended_ns: sent.intended_ns,
+                        sequence: conn.traffic.outstanding.next().wrapping_add(count),
+                        sender: conn.traffic.number,
+                    };
+                    if conn.deflates {
+                        self.plain.clear();
+                        self.composer.payload(stamp, size, &mut self.plain);
+                        let (codecs, target) = (&mut self.codecs, &mut self.send_buffer);
+                        conn.protocol.send(plan.opcode, &self.plain, codecs, target);
+                    } else {
+                        self.composer.compose(stamp, size, &mut self.send_buffer);
+                    }
+                    count += 1;
+                    octets += size as u64;
                 }
-                conn.traffic.outstanding.sent(sent);
-                self.book.sent(sent, size, expected);
+                if self.book.closed_loop {
+                    conn.traffic.owed -= count;
+                    self.book.slice.counts.scheduled += u64::from(count);
+                }
+                conn.traffic.outstanding.sent(sent, count);
+                self.book.sent(sent, count, octets, expected);
             }
             if self.send_buffer.is_empty() {
                 return;
@@ -322,10 +330,12 @@ impl Worker {
             subscriber: self.subscribers.get_mut(slot),
             now_ns,
             opcode: self.shared.plan.opcode,
+            trips: Trips::default(),
         };
         let octets = &mut self.receive_buffer[..len];
         let (codecs, replies) = (&mut self.codecs, &mut self.replies);
         let outcome = conn.protocol.receive(octets, at, &LIMITS, codecs, replies, &mut receiver);
+        receiver.finish();
         if !self.replies.owned().is_empty() {
             self.send_buffer.clear();
             for owned in self.replies.owned().drain(..) {
@@ -344,7 +354,12 @@ impl Worker {
         match conn.stage {
             Stage::Open if conn.traffic.owed > 0 => match self.shared.plan.mode {
                 Mode::Connect => self.first_message(slot, now_ns),
-                _ if self.book.closed_loop => self.flush(slot),
+                _ if self.book.closed_loop => {
+                    if !conn.queued {
+                        conn.queued = true;
+                        self.to_flush.push_back(slot as u32);
+                    }
+                }
                 _ => conn.traffic.owed = 0,
             },
             Stage::Leaving if conn.traffic.outstanding.is_empty() && conn.traffic.backlog.is_empty() => {

@@ -461,7 +461,13 @@ impl Slice {
     /// Records one value, ns.
     #[inline]
     pub fn record(&mut self, metric: Metric, value_ns: u64) {
-        self.recorders[metric as usize].record(value_ns);
+        self.record_n(metric, value_ns, 1);
+    }
+
+    /// Records `count` equal values, ns.
+    #[inline]
+    pub fn record_n(&mut self, metric: Metric, value_ns: u64, count: u64) {
+        self.recorders[metric as usize].record_n(value_ns, count);
     }
 
     /// What a metric holds.
