@@ -10,6 +10,7 @@
 //! Each connection that has something needs a buffer in the same turn, so there are many; but only [`KEPT`] of them
 //! keep all their memory. The others keep [`OTHERS_LEN`], and give back the rest as soon as they are released.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -61,6 +62,50 @@ pub(super) struct Buffers {
 pub(super) struct Buffer {
     index: u16,
     pub(super) len: u32,
+}
+
+/// Connections whose octets wait for a buffer, in the order in which they are to have one.
+///
+/// One that always has more could take all buffers in every turn. So whoever had one in the turn in which there were
+/// no more goes behind all others.
+#[derive(Debug)]
+pub(super) struct Starved<T> {
+    waiting: VecDeque<T>,
+    fed: Vec<T>,
+    turn: u32,
+}
+
+impl<T> Starved<T> {
+    pub(super) fn new() -> Self {
+        Self { waiting: VecDeque::new(), fed: Vec::new(), turn: 1 }
+    }
+
+    /// The number of this turn, for connections to remember when they had a buffer. Wraps.
+    #[inline]
+    pub(super) fn turn(&self) -> u32 {
+        self.turn
+    }
+
+    /// There was no buffer for a connection, which had its last one in the turn `fed_in`.
+    pub(super) fn push(&mut self, connection: T, fed_in: u32) {
+        if fed_in == self.turn {
+            self.fed.push(connection);
+        } else {
+            self.waiting.push_back(connection);
+        }
+    }
+
+    /// Begins a turn. Returns how many connections wait.
+    pub(super) fn begin_turn(&mut self) -> usize {
+        self.turn = self.turn.wrapping_add(1);
+        self.waiting.extend(self.fed.drain(..));
+        self.waiting.len()
+    }
+
+    /// The connection that is to have the next buffer.
+    pub(super) fn pop(&mut self) -> Option<T> {
+        self.waiting.pop_front()
+    }
 }
 
 impl Buffers {

@@ -32,6 +32,8 @@ pub(super) struct Connection {
     /// No completion but `Closed` is to come.
     pub(super) ended: bool,
     pub(super) finish: Finish,
+    /// The last turn in which it had a receive buffer. Wraps.
+    pub(super) fed_in: u32,
     pub(super) submitted: Submitted,
     pub(super) queue: Option<Box<SendQueue>>,
     /// Octets received while something was queued, oldest first, each at most a buffer.
@@ -98,6 +100,7 @@ impl UringBackend {
             resumes: false,
             ended: false,
             finish: Finish::No,
+            fed_in: 0,
             submitted: Submitted::Nothing,
             queue: None,
             set_aside: VecDeque::new(),
@@ -149,6 +152,7 @@ impl UringBackend {
         }
         let waits = connection.queue.is_some() || connection.resumes || connection.ended;
         if completion.result() > 0 && !waits {
+            connection.fed_in = self.starved.turn();
             let goes_on = connection.receive != Receive::Off;
             let is_wanted = connection.finish == Finish::No;
             if !goes_on {
@@ -195,7 +199,7 @@ impl UringBackend {
             _ => match -result {
                 libc::ENOBUFS => {
                     connection.receive = Receive::Starved;
-                    self.starved.push_back(index);
+                    self.starved.push(index, connection.fed_in);
                     completion = Some(Completion::ReceiveStarved(self.id(index)));
                 }
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
@@ -354,9 +358,9 @@ impl UringBackend {
 
     /// Receives again where a buffer was missing, from as many connections as there are buffers: with one
     /// more, the operation would only fail again.
-    pub(super) fn feed(&mut self) {
-        for _ in 0..self.buffers.posted_count().min(self.starved.len()) {
-            let Some(index) = self.starved.pop_front() else { return };
+    pub(super) fn feed(&mut self, starved_count: usize) {
+        for _ in 0..self.buffers.posted_count().min(starved_count) {
+            let Some(index) = self.starved.pop() else { return };
             // Another connection may have the slot by now, or the same one stand here twice.
             let connection = self.connections.get_mut(index as usize);
             let Some(connection) = connection.filter(|connection| connection.receive == Receive::Starved)

@@ -14,6 +14,7 @@
 //! it. Start at [`UringBackend::next`].
 
 mod buffers;
+pub mod client;
 mod connection;
 mod ring;
 
@@ -30,7 +31,7 @@ use io_uring::cqueue;
 use slab::Slab;
 use socket2::Socket;
 
-use self::buffers::{Buffer, Buffers};
+use self::buffers::{Buffer, Buffers, Starved};
 use self::connection::{Connection, Finish, Submitted};
 use self::ring::Ring;
 use super::queue::{SendQueue, send_reply};
@@ -108,7 +109,7 @@ pub struct UringBackend {
     /// Connections whose queue is empty again, and that have octets set aside or an end to report.
     resumed: VecDeque<u32>,
     /// Connections that are not received from because there was no buffer.
-    starved: VecDeque<u32>,
+    starved: Starved<u32>,
     /// Connections whose end is still to be reported. No operation is in flight on them.
     ended: VecDeque<u32>,
 }
@@ -185,7 +186,7 @@ impl UringBackend {
             accept_again: None,
             current: Current::Nothing,
             resumed: VecDeque::new(),
-            starved: VecDeque::new(),
+            starved: Starved::new(),
             ended: VecDeque::new(),
         })
     }
@@ -316,8 +317,9 @@ impl Backend for UringBackend {
         debug_assert!(!self.ring.is_ahead(), "the last turn's completions were not all taken");
         self.release_current();
         self.buffers.post();
-        if !self.starved.is_empty() {
-            self.feed();
+        let starved_count = self.starved.begin_turn();
+        if starved_count > 0 {
+            self.feed(starved_count);
         }
         if self.accept_again.is_some_and(|at| at <= self.now) {
             self.accept_again = None;

@@ -3,8 +3,10 @@
 use super::*;
 use crate::net::queue::Publication;
 use crate::net::{Endpoint, bind};
+use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
     let mut backend = match UringBackend::new(&options) {
@@ -160,4 +162,33 @@ fn a_burst_of_large_messages_leaves_no_more_memory_than_the_first_buffers_have()
     let bound = kept * (pages + 2) + (usize::from(count) - kept) * (4 + 2);
     assert!(resident(&backend) <= bound, "{} pages, {most} at most", resident(&backend));
     assert!(most > bound, "the burst was there: {most} pages, {bound} would be kept");
+}
+
+#[test]
+fn a_connection_that_always_has_more_does_not_keep_all_buffers() {
+    let Some((mut backend, address)) = backend(OPTIONS) else { return };
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (mut client, stop) = (TcpStream::connect(address).unwrap(), stop.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) && client.write_all(&[b'x'; 64 << 10]).is_ok() {}
+            })
+        })
+        .collect();
+    let (mut received, mut turns) = (HashMap::new(), 0);
+    while turns < 2000 {
+        backend.wait(Some(Duration::from_secs(10))).unwrap();
+        turns += usize::from(received.len() == clients.len());
+        while let Some(completion) = backend.next() {
+            if let Completion::Received(conn) = completion {
+                *received.entry(conn).or_insert(0) += backend.received().len();
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    drop(backend);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let (least, most) = (received.values().min().unwrap(), received.values().max().unwrap());
+    assert!(least * 4 > *most, "{received:?}");
 }
