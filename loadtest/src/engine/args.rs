@@ -45,6 +45,18 @@ pub enum Goodbye {
     Rst,
 }
 
+/// What load threads wait and receive with, and send with in a closed loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// io_uring where it can be used, else epoll (and always epoll with --mode connect).
+    #[default]
+    Auto,
+    /// epoll, recv(2) and send(2).
+    Epoll,
+    /// io_uring (Linux 6.1 or newer): less CPU a message.
+    Uring,
+}
+
 /// The flags of `resound-load run`.
 #[derive(Clone, Debug, Args)]
 #[command(group(ArgGroup::new("load").required(true).args(["rate", "max"])))]
@@ -139,6 +151,9 @@ pub struct RunArgs {
     /// Pin the load threads, to these CPUs or to the last ones allowed: --pin, --pin=2,3
     #[arg(long, value_name = "CPUS", num_args = 0..=1, require_equals = true, value_delimiter = ',', help_heading = "Generator")]
     pub pin: Option<Vec<usize>>,
+    /// What the load threads wait and receive with
+    #[arg(long, value_enum, default_value_t, help_heading = "Generator")]
+    pub io: Io,
     /// The server's process, to record its CPU and memory
     #[arg(long, value_name = "PID", help_heading = "Generator")]
     pub server_pid: Option<u32>,

@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
@@ -22,7 +21,7 @@ use super::kernel::{Process, ProcessUse, Snapshot};
 use super::live::Live;
 use super::probe::Found;
 use super::publications::{Gathering, Seen};
-use super::worker::{Report, Shared, Worker};
+use super::worker::{self, Report, Shared};
 use super::{host, socket};
 use crate::result::collector::Collector;
 use crate::result::model::{
@@ -51,9 +50,15 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
         for _ in 0..2 {
             let _ = sender.send(Box::<Slice>::default());
         }
-        let worker = Worker::new(Arc::clone(shared), index, began_ns, reports_sender.clone(), receiver)
-            .context("a load thread needs an epoll instance and a timer")?;
-        threads.push(spawn(worker, index, core_of(args, index))?);
+        let (shared, reports) = (Arc::clone(shared), reports_sender.clone());
+        let core = core_of(args, index);
+        let thread = std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
+            if let Some(id) = core {
+                core_affinity::set_for_current(core_affinity::CoreId { id });
+            }
+            worker::run(shared, index, began_ns, &reports, receiver);
+        });
+        threads.push(thread.context("no thread for the load")?);
         recycled.push(sender);
     }
     drop(reports_sender);
@@ -92,18 +97,6 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
         ..manifest
     };
     Ok(result)
-}
-
-fn spawn(worker: Worker, index: u32, core: Option<usize>) -> anyhow::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(format!("load-{index}"))
-        .spawn(move || {
-            if let Some(id) = core {
-                core_affinity::set_for_current(core_affinity::CoreId { id });
-            }
-            worker.run();
-        })
-        .context("no thread for the load")
 }
 
 /// The CPU that load thread `index` is pinned to: one of those given, or counted from the last one.

@@ -1,10 +1,12 @@
 //! One connection of a load thread: its socket, where it is in its life, and what waits to be written.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
 
 use mio::net::TcpStream;
+use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL};
 use resound::proto::{CloseCode, Connection as Protocol};
+use socket2::SockRef;
 
 use super::book::Traffic;
 use super::upgrade::Pending;
@@ -29,6 +31,10 @@ pub(super) enum Stage {
 pub(super) struct Conn {
     /// Its socket, edge-triggered.
     pub stream: TcpStream,
+    /// The thread's ring receives for it, and its socket is not O_NONBLOCK any more.
+    pub in_ring: bool,
+    /// Octets are in the ring, to be sent. Until it has said what became of them, nothing else is written.
+    pub sending: bool,
     /// Which of the connections that had this slot it is.
     pub generation: u32,
     /// Where it is in its life.
@@ -64,6 +70,8 @@ impl Conn {
     ) -> Self {
         Self {
             stream,
+            in_ring: false,
+            sending: false,
             generation,
             stage: Stage::Connecting,
             protocol: Protocol::client(number.wrapping_mul(0x9E37_79B9)),
@@ -84,10 +92,10 @@ impl Conn {
         matches!(self.stage, Stage::Open)
     }
 
-    /// Whether the kernel still refuses octets that were to be written.
+    /// Whether octets that were to be written are not, so that others would overtake them.
     #[inline]
     pub(super) fn is_blocked(&self) -> bool {
-        !self.unwritten.is_empty()
+        self.sending || !self.unwritten.is_empty()
     }
 
     /// Writes `octets`, or keeps what the kernel does not take. Returns whether it took everything.
@@ -97,19 +105,30 @@ impl Conn {
             self.unwritten.extend_from_slice(octets);
             return Ok(false);
         }
-        let written = write_all(&mut self.stream, octets)?;
+        let written = write_all(&self.stream, octets)?;
         if written < octets.len() {
             self.unwritten.extend_from_slice(&octets[written..]);
         }
         Ok(written == octets.len())
     }
 
+    /// The ring has sent what it was given, but for `rest`.
+    pub(super) fn sent(&mut self, mut rest: Vec<u8>) {
+        self.sending = false;
+        if !rest.is_empty() {
+            rest.append(&mut self.unwritten);
+            self.unwritten = rest;
+        }
+    }
+
     /// Writes what was kept. Returns whether nothing is left.
     pub(super) fn write_kept(&mut self) -> io::Result<bool> {
-        let written = write_all(&mut self.stream, &self.unwritten)?;
-        self.unwritten.drain(..written);
-        if self.unwritten.is_empty() {
-            self.unwritten = Vec::new();
+        if !self.sending {
+            let written = write_all(&self.stream, &self.unwritten)?;
+            self.unwritten.drain(..written);
+            if self.unwritten.is_empty() {
+                self.unwritten = Vec::new();
+            }
         }
         Ok(!self.is_blocked())
     }
@@ -133,10 +152,10 @@ impl Conn {
 
 /// Writes until all is written or the kernel takes no more; how much it took.
 #[inline]
-fn write_all(stream: &mut TcpStream, octets: &[u8]) -> io::Result<usize> {
+fn write_all(stream: &TcpStream, octets: &[u8]) -> io::Result<usize> {
     let mut written = 0;
     while written < octets.len() {
-        match stream.write(&octets[written..]) {
+        match SockRef::from(stream).send_with_flags(&octets[written..], MSG_DONTWAIT | MSG_NOSIGNAL) {
             Ok(count) => written += count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -4,9 +4,13 @@
 //! a read that did not fill the buffer has drained the socket, and the next octet brings a new event.
 
 use std::io::{self, Read};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 
 use mio::{Interest, Token};
+use resound::net::uring::client::{ClientRing, ConnId, Event};
 use resound::proto::{Limits, State};
+use socket2::SockRef;
 
 use super::args::{CloseFirst, Mode};
 use super::book::{Receiver, Trips};
@@ -22,6 +26,10 @@ use crate::result::recorder::{ErrorKind, Metric};
 
 /// Octets composed for one write; more would not fit into a socket's buffer anyway.
 const WRITE_LEN_MAX: usize = 128 << 10;
+/// Octets of one write that the ring is given. Longer ones a socket may not take at once, and what it leaves is copied.
+const SUBMIT_LEN_MAX: usize = 64 << 10;
+/// What the ring keeps of a connection's generation.
+const GENERATION_MASK: u32 = (1 << 28) - 1;
 /// How long a closing handshake may take before the connection is cut.
 const CLOSE_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 /// Messages are at most as long as those sent; what is longer is not one of ours.
@@ -29,6 +37,10 @@ const LIMITS: Limits = Limits { message_size_max: super::size::SIZE_MAX as u64, 
 
 fn token(slot: usize, generation: u32) -> Token {
     Token(slot | (generation as usize) << 32)
+}
+
+fn id(slot: usize, generation: u32) -> ConnId {
+    ConnId { index: slot as u32, generation }
 }
 
 impl Worker {
@@ -57,7 +69,7 @@ impl Worker {
         let counts = &mut self.book.slice.counts;
         counts.connects += 1;
         let connected = socket::connect(plan.target.address, source).and_then(|mut stream| {
-            let generation = self.generations[slot].wrapping_add(1);
+            let generation = (self.generations[slot] + 1) & GENERATION_MASK;
             self.generations[slot] = generation;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, token(slot, generation), interest)?;
@@ -141,6 +153,13 @@ impl Worker {
         let conn = self.slots[slot].as_mut().expect("an open slot has a connection");
         conn.traffic.backlog.push_back(due_ns);
         self.backlog_count += 1;
+        self.queue(slot);
+    }
+
+    /// Has the connection flushed in its turn.
+    #[inline]
+    fn queue(&mut self, slot: usize) {
+        let conn = self.slots[slot].as_mut().expect("the slot has a connection");
         if !conn.queued {
             conn.queued = true;
             self.to_flush.push_back(slot as u32);
@@ -230,6 +249,16 @@ impl Worker {
             if self.send_buffer.is_empty() {
                 return;
             }
+            if closed_loop
+                && conn.in_ring
+                && self.send_buffer.len() <= SUBMIT_LEN_MAX
+                && let Some(ring) = &mut self.ring
+            {
+                let octets = std::mem::replace(&mut self.send_buffer, ring.spare());
+                ring.send(id(slot, conn.generation), conn.stream.as_fd(), octets);
+                conn.sending = true;
+                return;
+            }
             match conn.write(&self.send_buffer) {
                 Ok(true) if conn.traffic.backlog.is_empty() && (conn.traffic.owed == 0 || !closed_loop) => {
                     return;
@@ -278,7 +307,47 @@ impl Worker {
             }
         }
         if at < len {
-            self.received(slot, at, len, now_ns);
+            let mut buffer = std::mem::take(&mut self.receive_buffer);
+            self.received(slot, &mut buffer[..len], at, now_ns);
+            self.receive_buffer = buffer;
+        }
+    }
+
+    /// The ring has something to say.
+    #[inline]
+    pub(super) fn ring_event(&mut self, ring: &mut ClientRing, event: Event, now_ns: u64) {
+        match event {
+            Event::Received(id) => {
+                if let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) {
+                    self.received(slot, ring.received(), 0, now_ns);
+                }
+            }
+            Event::Sent(id, result) => {
+                let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) else { return };
+                let conn = self.slots[slot].as_mut().expect("the slot has a connection");
+                match result {
+                    Ok(rest) => {
+                        conn.sent(rest);
+                        if conn.is_blocked() {
+                            self.writable(token(slot, id.generation));
+                        } else if conn.traffic.owed > 0 {
+                            self.queue(slot);
+                        }
+                    }
+                    Err(error) => self.fail(slot, &error, "write"),
+                }
+            }
+            Event::Ended(id, error) => {
+                let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) else { return };
+                match error {
+                    None => self.ended(slot),
+                    Some(error) => self.fail(slot, &error, "read"),
+                }
+            }
+            Event::Readable => self.polls = true,
+        }
+        for (id, socket) in self.let_go.drain(..) {
+            ring.close(id, socket);
         }
     }
 
@@ -299,6 +368,22 @@ impl Worker {
                     assert!(conn.deflates, "there is no limit of memory here");
                 }
                 let intended_ns = conn.intended_ns;
+                if let Some(ring) = &mut self.ring {
+                    let registered = self.poll.registry();
+                    let moved = SockRef::from(&conn.stream).set_nonblocking(false).and_then(|()| {
+                        registered.reregister(
+                            &mut conn.stream,
+                            token(slot, conn.generation),
+                            Interest::WRITABLE,
+                        )
+                    });
+                    if let Err(error) = moved {
+                        self.fail(slot, &error, "epoll");
+                        return None;
+                    }
+                    conn.in_ring = true;
+                    ring.receive(id(slot, conn.generation), conn.stream.as_fd());
+                }
                 if self.shared.plan.mode == Mode::Connect {
                     conn.traffic.backlog.push_back(intended_ns);
                     self.backlog_count += 1;
@@ -322,7 +407,7 @@ impl Worker {
 
     /// Takes in frames.
     #[inline]
-    fn received(&mut self, slot: usize, at: usize, len: usize, now_ns: u64) {
+    fn received(&mut self, slot: usize, octets: &mut [u8], at: usize, now_ns: u64) {
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
         let mut receiver = Receiver {
             book: &mut self.book,
@@ -332,7 +417,6 @@ impl Worker {
             opcode: self.shared.plan.opcode,
             trips: Trips::default(),
         };
-        let octets = &mut self.receive_buffer[..len];
         let (codecs, replies) = (&mut self.codecs, &mut self.replies);
         let outcome = conn.protocol.receive(octets, at, &LIMITS, codecs, replies, &mut receiver);
         receiver.finish();
@@ -354,12 +438,8 @@ impl Worker {
         match conn.stage {
             Stage::Open if conn.traffic.owed > 0 => match self.shared.plan.mode {
                 Mode::Connect => self.first_message(slot, now_ns),
-                _ if self.book.closed_loop => {
-                    if !conn.queued {
-                        conn.queued = true;
-                        self.to_flush.push_back(slot as u32);
-                    }
-                }
+                // When all that has come is read: a server that waits is woken once for all of it.
+                _ if self.book.closed_loop => self.queue(slot),
                 _ => conn.traffic.owed = 0,
             },
             Stage::Leaving if conn.traffic.outstanding.is_empty() && conn.traffic.backlog.is_empty() => {
@@ -467,7 +547,13 @@ impl Worker {
             self.open_count -= 1;
         }
         let churned = conn.churned;
-        drop(conn);
+        if conn.in_ring {
+            let socket = (id(slot, conn.generation), TcpStream::from(conn.stream).into());
+            match &mut self.ring {
+                Some(ring) => ring.close(socket.0, socket.1),
+                None => self.let_go.push(socket),
+            }
+        }
         self.vacate(slot);
         if churned && self.part == Part::Load {
             let now_ns = self.shared.clock.now_ns();
@@ -525,7 +611,7 @@ impl Worker {
                 let count = conn.traffic.outstanding.give_up();
                 conn.traffic.owed += count;
                 self.book.slice.counts.errors.add(ErrorKind::ReplyTimeout, count.into());
-                self.flush(slot);
+                self.queue(slot);
             }
         }
     }

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, bail};
+use resound::net::uring::client::ClientRing;
 use resound::proto::Opcode;
 
-use super::args::{CloseFirst, Goodbye, Mode, RunArgs};
+use super::args::{CloseFirst, Goodbye, Io, Mode, RunArgs};
 use super::clock::duration_ns;
 use super::preflight::Wanted;
 use super::schedule::{Arrival, Late};
@@ -77,6 +78,8 @@ pub(super) struct Plan {
     pub interval_ns: u64,
     /// Load threads.
     pub threads: u32,
+    /// What they wait and receive with.
+    pub io: model::Io,
 }
 
 impl Plan {
@@ -118,6 +121,16 @@ impl Plan {
         if args.mode == Mode::Connect && args.max {
             bail!("--mode connect opens connections on a schedule: give it a --rate");
         }
+        let io = match args.io {
+            Io::Uring if args.mode == Mode::Connect => {
+                bail!(
+                    "--io uring: connections that carry one message gain nothing by it; --mode connect uses epoll"
+                )
+            }
+            Io::Uring => ClientRing::new().map(|_| model::Io::IoUring).context("--io uring")?,
+            Io::Auto if args.mode != Mode::Connect && ClientRing::new().is_ok() => model::Io::IoUring,
+            Io::Auto | Io::Epoll => model::Io::Epoll,
+        };
         let cpus = available_parallelism().context("how many CPUs may be used")?.get() as u32;
         // A server on this machine needs CPUs too, and a thread that waits for a due time spins.
         let threads_default = if target.is_loopback() { (cpus / 2).max(1) } else { cpus };
@@ -143,6 +156,7 @@ impl Plan {
             reply_timeout_ns: duration_ns(args.reply_timeout),
             interval_ns: duration_ns(args.interval),
             threads: args.threads.unwrap_or(threads_default).min(args.connections),
+            io,
             target,
         })
     }
@@ -209,6 +223,7 @@ impl Plan {
             },
             text: self.opcode == Opcode::Text,
             threads: self.threads,
+            io: self.io,
             sources: args.source.iter().map(ToString::to_string).collect(),
             churn_per_s: self.churn_per_s,
             deflate: args.deflate,

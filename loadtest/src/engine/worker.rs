@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use resound::net::uring::client::{ClientRing, ConnId};
 use resound::proto::{Codecs, DeflateSettings, Replies};
 use socket2::SockRef;
 
@@ -33,6 +34,7 @@ use super::publications::{Publications, Seen};
 use super::schedule::{Schedule, Share};
 use super::stamp::Composer;
 use super::upgrade::Upgrade;
+use crate::result::model::Io;
 use crate::result::recorder::Slice;
 
 /// How long before a due time the thread stops sleeping: longer than it takes to be woken up.
@@ -121,6 +123,13 @@ pub(super) struct Worker {
     pub(super) index: u32,
     pub(super) poll: Poll,
     timer: TimerFd,
+    /// Receives for open connections, and in a closed loop sends, where io_uring is used. Not here while its events
+    /// are looked at.
+    pub(super) ring: Option<Box<ClientRing>>,
+    /// Connections that went while the ring was not here.
+    pub(super) let_go: Vec<(ConnId, OwnedFd)>,
+    /// The poll may have events.
+    pub(super) polls: bool,
     pub(super) slots: Vec<Option<Conn>>,
     pub(super) generations: Vec<u32>,
     pub(super) open_count: u32,
@@ -166,6 +175,8 @@ pub(super) struct Worker {
     /// How many connections this thread has opened or tried to.
     pub(super) opened: u32,
     last_cut_ns: u64,
+    /// An interval is over: it is time to look for replies that take too long.
+    was_cut: bool,
     cpu_ns: u64,
     /// Spent polling for nothing, in ns: CPU that is not work.
     spun_ns: u64,
@@ -173,12 +184,29 @@ pub(super) struct Worker {
     recycled: Receiver<Box<Slice>>,
 }
 
+/// Load thread `index` of a run whose threads all began at `began_ns`: runs to the end on the calling thread, and reports.
+pub(super) fn run(
+    shared: Arc<Shared>,
+    index: u32,
+    began_ns: u64,
+    reports: &Sender<Report>,
+    recycled: Receiver<Box<Slice>>,
+) {
+    let worker = Worker::new(shared, index, began_ns, reports.clone(), recycled);
+    let last = match worker.and_then(|mut worker| worker.turns()) {
+        Ok(()) => Report::Done { thread: index },
+        Err(error) => Report::Failed { thread: index, reason: format!("load thread {index}: {error}") },
+    };
+    // It fails only if the receiver has gone, and then nobody waits for it.
+    let _ = reports.send(last);
+}
+
 impl Worker {
     /// Thread number `index` of the run, whose threads all began at `began_ns`.
     ///
     /// # Errors
     /// No epoll or timer could be made.
-    pub(super) fn new(
+    fn new(
         shared: Arc<Shared>,
         index: u32,
         began_ns: u64,
@@ -190,6 +218,11 @@ impl Worker {
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), TIMER, Interest::READABLE)?;
         let plan = &shared.plan;
+        let mut ring = None;
+        if plan.io == Io::IoUring {
+            let new = ring.insert(Box::new(ClientRing::new().map_err(io::Error::other)?));
+            new.watch(poll.as_raw_fd());
+        }
         let share = Share { index, count: plan.threads, participants: plan.connections };
         let members = share.members();
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(index) << 32);
@@ -204,6 +237,9 @@ impl Worker {
             index,
             poll,
             timer,
+            ring,
+            let_go: Vec::new(),
+            polls: false,
             slots: (0..members).map(|_| None).collect(),
             generations: vec![0; members as usize],
             open_count: 0,
@@ -238,24 +274,13 @@ impl Worker {
             waiting: VecDeque::new(),
             opened: 0,
             last_cut_ns: began_ns,
+            was_cut: false,
             cpu_ns: 0,
             spun_ns: 0,
             reports,
             recycled,
             shared,
         })
-    }
-
-    /// Runs to the end, and reports.
-    pub(super) fn run(mut self) {
-        let last = match self.turns() {
-            Ok(()) => Report::Done { thread: self.index },
-            Err(error) => {
-                Report::Failed { thread: self.index, reason: format!("load thread {}: {error}", self.index) }
-            }
-        };
-        // It fails only if the receiver has gone, and then nobody waits for it.
-        let _ = self.reports.send(last);
     }
 
     fn turns(&mut self) -> io::Result<()> {
@@ -266,7 +291,8 @@ impl Worker {
             if let Some(since_ns) = idle_since_ns.take() {
                 self.spun_ns += now_ns - since_ns;
             }
-            if self.cut(now_ns) {
+            self.cut(now_ns);
+            if std::mem::take(&mut self.was_cut) {
                 self.give_up_replies(now_ns);
             }
             if !self.go_on(now_ns) {
@@ -278,20 +304,20 @@ impl Worker {
             self.expire(now_ns);
 
             let timeout = self.timeout(now_ns)?;
-            match self.poll.poll(&mut events, Some(timeout)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            for event in &events {
-                worked = true;
-                if event.token() == TIMER {
-                    continue;
-                }
-                if event.is_writable() || event.is_error() {
-                    self.writable(event.token());
-                }
-                if event.is_readable() || event.is_read_closed() {
-                    self.readable(event.token(), event.is_read_closed());
+            match self.ring.take() {
+                None => worked |= self.take_events(&mut events, timeout)?,
+                Some(mut ring) => {
+                    ring.wait(Some(if self.polls { Duration::ZERO } else { timeout }))?;
+                    let now_ns = self.shared.clock.now_ns();
+                    self.cut(now_ns);
+                    while let Some(event) = ring.next_event() {
+                        worked = true;
+                        self.ring_event(&mut ring, event, now_ns);
+                    }
+                    self.ring = Some(ring);
+                    if self.polls {
+                        self.polls = self.take_events(&mut events, Duration::ZERO)?;
+                    }
                 }
             }
             for _ in 0..self.to_read.len() {
@@ -302,6 +328,26 @@ impl Worker {
                 idle_since_ns = Some(now_ns);
             }
         }
+    }
+
+    /// Handles what the poll reports within `timeout`. Returns whether there was anything.
+    fn take_events(&mut self, events: &mut Events, timeout: Duration) -> io::Result<bool> {
+        match self.poll.poll(events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &*events {
+            if event.token() == TIMER {
+                continue;
+            }
+            if event.is_writable() || event.is_error() {
+                self.writable(event.token());
+            }
+            if event.is_readable() || event.is_read_closed() {
+                self.readable(event.token(), event.is_read_closed());
+            }
+        }
+        Ok(!events.is_empty())
     }
 
     /// Ends the current part of the run if it is over. Returns whether there is another one.
@@ -451,14 +497,12 @@ impl Worker {
         }
     }
 
-    /// Hands over what was recorded, if an interval or a part of the run is over. Returns whether it was.
+    /// Hands over what was recorded, if an interval or a part of the run is over.
     #[inline]
-    pub(super) fn cut(&mut self, now_ns: u64) -> bool {
+    pub(super) fn cut(&mut self, now_ns: u64) {
         let (mut cut_ns, mut measure_ns) = self.next_cut();
-        if now_ns < cut_ns {
-            return false;
-        }
         while now_ns >= cut_ns {
+            self.was_cut = true;
             self.hand_over(cut_ns);
             self.last_cut_ns = cut_ns;
             if cut_ns >= measure_ns {
@@ -469,7 +513,6 @@ impl Worker {
             }
             (cut_ns, measure_ns) = self.next_cut();
         }
-        true
     }
 
     /// When the next hand-over is due, and when the measured part begins. Every thread comes to the same.
@@ -550,6 +593,9 @@ impl Worker {
             return Ok(Duration::ZERO);
         }
         let sleep_ns = wake_ns - now_ns;
+        if self.ring.is_some() {
+            return Ok(Duration::from_nanos(sleep_ns.min(SLEEP_MAX_NS)));
+        }
         if sleep_ns < SLEEP_MAX_NS {
             // The poll's own timeout has milliseconds only.
             let sleep = TimeSpec::from_duration(Duration::from_nanos(sleep_ns));

@@ -135,6 +135,7 @@ pub(super) fn differs(a: &Plan, b: &Plan, ignore_scale: bool) -> Option<String> 
         .or_else(|| told("sizes", format!("{:?}", a.sizes), format!("{:?}", b.sizes)))
         .or_else(|| told("text or binary", a.text.to_string(), b.text.to_string()))
         .or_else(|| told("compression", a.deflate.to_string(), b.deflate.to_string()))
+        .or_else(|| told("io", a.io.title().into(), b.io.title().into()))
         .or_else(|| told("late policy", format!("{:?}", a.late), format!("{:?}", b.late)))
         .or_else(|| scale(a.connections as f64, b.connections as f64, "connections"))
         .or_else(|| scale(a.publishers as f64, b.publishers as f64, "publishers"))

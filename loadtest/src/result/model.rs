@@ -242,6 +242,27 @@ pub enum LatePolicy {
     Skip,
 }
 
+/// What load threads wait and receive with, and send with in a closed loop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Io {
+    /// epoll, recv(2) and send(2).
+    #[default]
+    Epoll,
+    /// io_uring.
+    IoUring,
+}
+
+impl Io {
+    /// The name a report prints.
+    pub fn title(self) -> &'static str {
+        match self {
+            Io::Epoll => "epoll",
+            Io::IoUring => "io_uring",
+        }
+    }
+}
+
 /// A share of the payload sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SizeShare {
@@ -282,6 +303,9 @@ pub struct Plan {
     pub text: bool,
     /// Threads that drive load.
     pub threads: u32,
+    /// What they wait and receive with.
+    #[serde(default)]
+    pub io: Io,
     /// Source addresses connections are bound to; empty: the kernel's choice.
     #[serde(default)]
     pub sources: Vec<String>,
@@ -607,6 +631,7 @@ mod tests {
             sizes: Vec::new(),
             text: false,
             threads: 1,
+            io: Io::Epoll,
             sources: Vec::new(),
             churn_per_s: 0.0,
             deflate: false,

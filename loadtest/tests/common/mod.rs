@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use resound_load::result::collector::Collector;
 use resound_load::result::model::{
-    Arrival, Host, KernelEvidence, LatePolicy, Load, Manifest, Mode, Phase, Plan, RunResult, Sample,
+    Arrival, Host, Io, KernelEvidence, LatePolicy, Load, Manifest, Mode, Phase, Plan, RunResult, Sample,
     ServerInfo, SizeShare, ThreadUse,
 };
 use resound_load::result::recorder::{Metric, Slice};
@@ -219,6 +219,7 @@ impl Scenario {
             sizes: vec![SizeShare { min_octets: 64, max_octets: 64, weight: 1.0 }],
             text: false,
             threads: self.threads as u32,
+            io: Io::Epoll,
             sources: Vec::new(),
             churn_per_s: 0.0,
             deflate: false,

@@ -149,6 +149,7 @@ pub(super) fn environment(result: &RunResult) -> Markup {
         ("CPU", cores),
         ("memory", units::octets(host.memory_octets as f64)),
         ("descriptors (nofile)", limits),
+        ("load threads", format!("{} on {}", result.plan.threads, result.plan.io.title())),
         ("seed", manifest.seed.to_string()),
     ];
     rows.extend(host.cpu_governor.clone().map(|governor| ("CPU governor", governor)));
