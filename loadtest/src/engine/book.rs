@@ -209,9 +209,10 @@ impl Receiver<'_> {
             let slice = &mut self.book.slice;
             slice.counts.received += u64::from(count);
             slice.counts.payload_received_octets += octets;
-            slice.record_n(Metric::Response, self.now_ns - sent.intended_ns, count.into());
+            // What the ring brought came before the time at which that was noticed, if by less than a turn.
+            slice.record_n(Metric::Response, self.now_ns.saturating_sub(sent.intended_ns), count.into());
             if !self.book.closed_loop {
-                slice.record_n(Metric::Service, self.now_ns - sent.sent_ns, count.into());
+                slice.record_n(Metric::Service, self.now_ns.saturating_sub(sent.sent_ns), count.into());
             }
         }
     }

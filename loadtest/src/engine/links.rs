@@ -26,8 +26,9 @@ use crate::result::recorder::{ErrorKind, Metric};
 
 /// Octets composed for one write; more would not fit into a socket's buffer anyway.
 const WRITE_LEN_MAX: usize = 128 << 10;
-/// Octets of one write that the ring is given. Longer ones a socket may not take at once, and what it leaves is copied.
-const SUBMIT_LEN_MAX: usize = 64 << 10;
+/// Messages longer than this, in octets, are not given to the ring: composing a turn of them takes longer than a send
+/// should be early.
+const SUBMIT_SIZE_MAX: usize = 16 << 10;
 /// What the ring keeps of a connection's generation.
 const GENERATION_MASK: u32 = (1 << 28) - 1;
 /// How long a closing handshake may take before the connection is cut.
@@ -193,9 +194,12 @@ impl Worker {
         let closed_loop = self.book.closed_loop && self.part == Part::Load && conn.is_open();
         let expected = if plan.mode == Mode::Broadcast { self.shared.control.subscribers() } else { 1 };
         let interval_ns = self.schedule.as_ref().map_or(u64::MAX, |schedule| schedule.interval_ns());
+        // All that is submitted in a turn goes out at its end.
+        let mut ring =
+            self.ring.as_mut().filter(|_| closed_loop && conn.in_ring && plan.sizes.max() <= SUBMIT_SIZE_MAX);
         loop {
             self.send_buffer.clear();
-            let sent_ns = self.shared.clock.now_ns();
+            let sent_ns = if ring.is_some() { self.turn_ns } else { self.shared.clock.now_ns() };
             while self.send_buffer.len() < WRITE_LEN_MAX {
                 let (intended_ns, due_count) = if let Some(intended_ns) = conn.traffic.backlog.pop_front() {
                     self.backlog_count -= 1;
@@ -249,11 +253,7 @@ impl Worker {
             if self.send_buffer.is_empty() {
                 return;
             }
-            if closed_loop
-                && conn.in_ring
-                && self.send_buffer.len() <= SUBMIT_LEN_MAX
-                && let Some(ring) = &mut self.ring
-            {
+            if let Some(ring) = &mut ring {
                 let octets = std::mem::replace(&mut self.send_buffer, ring.spare());
                 ring.send(id(slot, conn.generation), conn.stream.as_fd(), octets);
                 conn.sending = true;
@@ -282,6 +282,10 @@ impl Worker {
             }
         }
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
+        if conn.in_ring {
+            // It says so itself, in the order in which things came.
+            return;
+        }
         let len = loop {
             match conn.stream.read(&mut self.receive_buffer) {
                 Ok(0) => return self.ended(slot),

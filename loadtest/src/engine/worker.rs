@@ -1,13 +1,17 @@
 //! A load thread: its loop, its parts of the run, and how it waits.
 //!
 //! A turn, in fixed order: parts of the run and hand-over, connections to open, messages that are due,
-//! poll, what has arrived. Nothing in it allocates, locks or logs for a message. The clock is read once a
+//! wait, what has arrived. Nothing in it allocates, locks or logs for a message. The clock is read once a
 //! turn, once a write and once a read: those are the times that count.
 //!
-//! Waiting: the thread sleeps in `epoll_wait` until [`SPIN_NS`] before something is due, woken by a timer
-//! with nanoseconds, and polls without sleeping for the rest. What arrives meanwhile is taken at once.
+//! Waiting: the thread sleeps until [`SPIN_NS`] before something is due and polls without sleeping for the rest. What
+//! arrives meanwhile is taken at once. On epoll it sleeps in `epoll_wait`, woken by a timer with nanoseconds.
 //!
-//! Start at [`Worker::run`]; what is done with a connection is in [`super::links`].
+//! With io_uring, open connections are in the ring, and the poll, which the ring watches, has only those that are on
+//! their way and those whose socket takes no more. One call brings what has arrived on all of them: the time of its
+//! return is the time of receipt.
+//!
+//! Start at [`run`]; what is done with a connection is in [`super::links`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -175,6 +179,8 @@ pub(super) struct Worker {
     /// How many connections this thread has opened or tried to.
     pub(super) opened: u32,
     last_cut_ns: u64,
+    /// When this turn began.
+    pub(super) turn_ns: u64,
     /// An interval is over: it is time to look for replies that take too long.
     was_cut: bool,
     cpu_ns: u64,
@@ -205,7 +211,7 @@ impl Worker {
     /// Thread number `index` of the run, whose threads all began at `began_ns`.
     ///
     /// # Errors
-    /// No epoll or timer could be made.
+    /// No epoll, timer or ring could be made.
     fn new(
         shared: Arc<Shared>,
         index: u32,
@@ -274,6 +280,7 @@ impl Worker {
             waiting: VecDeque::new(),
             opened: 0,
             last_cut_ns: began_ns,
+            turn_ns: began_ns,
             was_cut: false,
             cpu_ns: 0,
             spun_ns: 0,
@@ -291,6 +298,7 @@ impl Worker {
             if let Some(since_ns) = idle_since_ns.take() {
                 self.spun_ns += now_ns - since_ns;
             }
+            self.turn_ns = now_ns;
             self.cut(now_ns);
             if std::mem::take(&mut self.was_cut) {
                 self.give_up_replies(now_ns);

@@ -247,7 +247,8 @@ impl ClientRing {
         let (conn, mut octets) = self.sends.remove(key as usize);
         let result =
             if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as usize) };
-        let rest = sent(result).map(|len| octets.split_off(len));
+        let rest =
+            sent(result).map(|len| if len == octets.len() { Vec::new() } else { octets.split_off(len) });
         if self.spare.len() < SPARE_MAX {
             octets.clear();
             self.spare.push(octets);
