@@ -64,6 +64,7 @@ fn what_cannot_be_meant_or_done_is_refused_before_anything_is_sent() {
         ("--rate 10 --churn 5 --mode broadcast", "--churn"),
         ("--rate 10 -c 2 --publishers 3 --mode broadcast", "only 2 connections"),
         ("--rate 10 -d 0", "no time"),
+        ("--rate 10 --mode connect --io uring", "--mode connect uses epoll"),
         ("--rate 10 --header Host:x", "Host"),
         ("--rate 10 --subprotocol a/b", "a/b"),
         ("--rate 10 -c 15000000", "impossible"),

@@ -4,13 +4,10 @@
 //! a read that did not fill the buffer has drained the socket, and the next octet brings a new event.
 
 use std::io::{self, Read};
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use mio::{Interest, Token};
-use resound::net::uring::client::{ClientRing, ConnId, Event};
 use resound::proto::{Limits, State};
-use socket2::SockRef;
 
 use super::args::{CloseFirst, Mode};
 use super::book::{Receiver, Trips};
@@ -18,6 +15,7 @@ use super::clock::SECOND_NS;
 use super::connection::{Conn, Stage};
 use super::integrity::Sent;
 use super::plan::Load;
+use super::ring::{GENERATION_MASK, id};
 use super::schedule::Late;
 use super::socket;
 use super::stamp::Stamp;
@@ -29,25 +27,19 @@ const WRITE_LEN_MAX: usize = 128 << 10;
 /// Messages longer than this, in octets, are not given to the ring: composing a turn of them takes longer than a send
 /// should be early.
 const SUBMIT_SIZE_MAX: usize = 16 << 10;
-/// What the ring keeps of a connection's generation.
-const GENERATION_MASK: u32 = (1 << 28) - 1;
 /// How long a closing handshake may take before the connection is cut.
 const CLOSE_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 /// Messages are at most as long as those sent; what is longer is not one of ours.
 const LIMITS: Limits = Limits { message_size_max: super::size::SIZE_MAX as u64, fragments_max: 1 << 20 };
 
-fn token(slot: usize, generation: u32) -> Token {
+pub(super) fn token(slot: usize, generation: u32) -> Token {
     Token(slot | (generation as usize) << 32)
-}
-
-fn id(slot: usize, generation: u32) -> ConnId {
-    ConnId { index: slot as u32, generation }
 }
 
 impl Worker {
     /// The slot that an event is about, unless its connection is gone.
     #[inline]
-    fn slot_of(&self, token: Token) -> Option<usize> {
+    pub(super) fn slot_of(&self, token: Token) -> Option<usize> {
         let slot = token.0 & 0xFFFF_FFFF;
         let generation = (token.0 >> 32) as u32;
         self.slots[slot].as_ref().is_some_and(|conn| conn.generation == generation).then_some(slot)
@@ -159,7 +151,7 @@ impl Worker {
 
     /// Has the connection flushed in its turn.
     #[inline]
-    fn queue(&mut self, slot: usize) {
+    pub(super) fn queue(&mut self, slot: usize) {
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
         if !conn.queued {
             conn.queued = true;
@@ -317,44 +309,6 @@ impl Worker {
         }
     }
 
-    /// The ring has something to say.
-    #[inline]
-    pub(super) fn ring_event(&mut self, ring: &mut ClientRing, event: Event, now_ns: u64) {
-        match event {
-            Event::Received(id) => {
-                if let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) {
-                    self.received(slot, ring.received(), 0, now_ns);
-                }
-            }
-            Event::Sent(id, result) => {
-                let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) else { return };
-                let conn = self.slots[slot].as_mut().expect("the slot has a connection");
-                match result {
-                    Ok(rest) => {
-                        conn.sent(rest);
-                        if conn.is_blocked() {
-                            self.writable(token(slot, id.generation));
-                        } else if conn.traffic.owed > 0 {
-                            self.queue(slot);
-                        }
-                    }
-                    Err(error) => self.fail(slot, &error, "write"),
-                }
-            }
-            Event::Ended(id, error) => {
-                let Some(slot) = self.slot_of(token(id.index as usize, id.generation)) else { return };
-                match error {
-                    None => self.ended(slot),
-                    Some(error) => self.fail(slot, &error, "read"),
-                }
-            }
-            Event::Readable => self.polls = true,
-        }
-        for (id, socket) in self.let_go.drain(..) {
-            ring.close(id, socket);
-        }
-    }
-
     /// Takes in octets of an upgrade response: where the frames begin, once it is whole and good.
     fn upgraded(&mut self, slot: usize, len: usize, now_ns: u64) -> Option<usize> {
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
@@ -372,22 +326,11 @@ impl Worker {
                     assert!(conn.deflates, "there is no limit of memory here");
                 }
                 let intended_ns = conn.intended_ns;
-                if let Some(ring) = &mut self.ring {
-                    let registered = self.poll.registry();
-                    let moved = SockRef::from(&conn.stream).set_nonblocking(false).and_then(|()| {
-                        registered.reregister(
-                            &mut conn.stream,
-                            token(slot, conn.generation),
-                            Interest::WRITABLE,
-                        )
-                    });
-                    if let Err(error) = moved {
-                        self.fail(slot, &error, "epoll");
-                        return None;
-                    }
-                    conn.in_ring = true;
-                    ring.receive(id(slot, conn.generation), conn.stream.as_fd());
+                if let Err(error) = self.move_to_ring(slot) {
+                    self.fail(slot, &error, "epoll");
+                    return None;
                 }
+                let conn = self.slots[slot].as_mut().expect("the slot has a connection");
                 if self.shared.plan.mode == Mode::Connect {
                     conn.traffic.backlog.push_back(intended_ns);
                     self.backlog_count += 1;
@@ -411,7 +354,7 @@ impl Worker {
 
     /// Takes in frames.
     #[inline]
-    fn received(&mut self, slot: usize, octets: &mut [u8], at: usize, now_ns: u64) {
+    pub(super) fn received(&mut self, slot: usize, octets: &mut [u8], at: usize, now_ns: u64) {
         let conn = self.slots[slot].as_mut().expect("the slot has a connection");
         let mut receiver = Receiver {
             book: &mut self.book,
@@ -493,7 +436,7 @@ impl Worker {
     }
 
     /// The server has closed the TCP connection.
-    fn ended(&mut self, slot: usize) {
+    pub(super) fn ended(&mut self, slot: usize) {
         let conn = self.slots[slot].as_ref().expect("the slot has a connection");
         match conn.stage {
             Stage::Closing => {}
@@ -508,7 +451,7 @@ impl Worker {
         self.remove(slot);
     }
 
-    fn fail(&mut self, slot: usize, error: &io::Error, doing: &str) {
+    pub(super) fn fail(&mut self, slot: usize, error: &io::Error, doing: &str) {
         let conn = self.slots[slot].as_ref().expect("the slot has a connection");
         if !matches!(conn.stage, Stage::Closing) {
             self.count_error(socket::error_kind(error), || format!("{doing}: {error}"));
@@ -551,13 +494,7 @@ impl Worker {
             self.open_count -= 1;
         }
         let churned = conn.churned;
-        if conn.in_ring {
-            let socket = (id(slot, conn.generation), TcpStream::from(conn.stream).into());
-            match &mut self.ring {
-                Some(ring) => ring.close(socket.0, socket.1),
-                None => self.let_go.push(socket),
-            }
-        }
+        self.close_socket(slot, conn);
         self.vacate(slot);
         if churned && self.part == Part::Load {
             let now_ns = self.shared.clock.now_ns();

@@ -27,6 +27,7 @@ mod plan;
 pub(crate) mod preflight;
 mod probe;
 mod publications;
+mod ring;
 mod schedule;
 pub mod size;
 mod socket;

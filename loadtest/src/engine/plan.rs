@@ -127,7 +127,10 @@ impl Plan {
                     "--io uring: connections that carry one message gain nothing by it; --mode connect uses epoll"
                 )
             }
-            Io::Uring => ClientRing::new().map(|_| model::Io::IoUring).context("--io uring")?,
+            Io::Uring => match ClientRing::new() {
+                Ok(_) => model::Io::IoUring,
+                Err(error) => bail!("--io uring: {error}"),
+            },
             Io::Auto if args.mode != Mode::Connect && ClientRing::new().is_ok() => model::Io::IoUring,
             Io::Auto | Io::Epoll => model::Io::Epoll,
         };

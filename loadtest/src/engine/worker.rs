@@ -314,15 +314,9 @@ impl Worker {
             let timeout = self.timeout(now_ns)?;
             match self.ring.take() {
                 None => worked |= self.take_events(&mut events, timeout)?,
-                Some(mut ring) => {
-                    ring.wait(Some(if self.polls { Duration::ZERO } else { timeout }))?;
-                    let now_ns = self.shared.clock.now_ns();
-                    self.cut(now_ns);
-                    while let Some(event) = ring.next_event() {
-                        worked = true;
-                        self.ring_event(&mut ring, event, now_ns);
-                    }
-                    self.ring = Some(ring);
+                Some(ring) => {
+                    let timeout = if self.polls { Duration::ZERO } else { timeout };
+                    worked |= self.take_from_ring(ring, timeout)?;
                     if self.polls {
                         self.polls = self.take_events(&mut events, Duration::ZERO)?;
                     }
