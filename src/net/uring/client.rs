@@ -3,7 +3,7 @@
 //! wait for a server that does the same.
 //!
 //! Receiving is multishot, each time into a buffer of its own. A send takes its octets along, and brings back what
-//! the socket did not take. Start at [`ClientRing::next`].
+//! the socket did not take. Start at [`ClientRing::next_event`].
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
