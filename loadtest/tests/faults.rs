@@ -16,7 +16,7 @@ mod epoll {
 mod uring {
     use resound_load::result::model::Io;
 
-    const IO: (&str, Io) = ("auto", Io::IoUring);
+    const IO: (&str, Io) = ("uring", Io::IoUring);
     include!("faults/cases.rs");
 }
 

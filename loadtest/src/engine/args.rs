@@ -48,7 +48,7 @@ pub enum Goodbye {
 /// What load threads wait and receive with, and send with in a closed loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Io {
-    /// io_uring where it can be used, else epoll (and always epoll with --mode connect).
+    /// io_uring for a closed loop (--max), where it can be used, else epoll.
     #[default]
     Auto,
     /// epoll, recv(2) and send(2).

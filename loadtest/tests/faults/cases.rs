@@ -2,20 +2,28 @@
 
 use std::time::Duration;
 
-use resound_load::result::model::{Mode, Phase, RunResult};
+use resound_load::result::model::{Phase, RunResult};
 use resound_load::result::recorder::{ErrorKind, LATENCY_MAX_NS, Metric};
 
 use super::runs::try_run;
 use super::support::{Faults, FaultyServer};
 
 fn run(server: &FaultyServer, flags: &str) -> RunResult {
-    let flags = format!("{flags} --io {}", IO.0);
-    let result = try_run(&server.url(), &flags).unwrap_or_else(|error| panic!("{flags}: {error:#}"));
-    if result.plan.mode != Mode::Connect && result.plan.io != IO.1 {
-        assert!(std::env::var_os("CI").is_none(), "{flags}: {}", result.plan.io.title());
-        eprintln!("io_uring cannot be used here: this was {}", result.plan.io.title());
-    }
-    result
+    let is_connect = flags.contains("--mode connect");
+    let with = |io: &str| try_run(&server.url(), &format!("{flags} --io {io}"));
+    let result = match with(if is_connect { "auto" } else { IO.0 }) {
+        Err(error) if format!("{error:#}").contains("io_uring cannot be used") => {
+            assert!(std::env::var_os("CI").is_none(), "{error:#}");
+            eprintln!("with epoll instead: {error:#}");
+            with("epoll")
+        }
+        result => {
+            let io = if is_connect { Io::Epoll } else { IO.1 };
+            assert!(result.as_ref().is_ok_and(|result| result.plan.io == io), "{flags}: {result:#?}");
+            result
+        }
+    };
+    result.unwrap_or_else(|error| panic!("{flags}: {error:#}"))
 }
 
 fn quantile_ns(result: &RunResult, metric: Metric, quantile: f64) -> f64 {
