@@ -142,11 +142,22 @@ impl Worker {
                 (1..count).map(|step| (member as usize + step) % count).find(|slot| self.is_open(*slot))
             }
         };
-        let Some(slot) = slot.filter(|slot| self.is_open(*slot)) else { return };
+        let Some(slot) = slot.filter(|slot| self.is_open(*slot)) else {
+            // It is late from now on, and its latency says so.
+            if self.is_replacing() {
+                self.waiting.push_back(due_ns);
+            }
+            return;
+        };
         let conn = self.slots[slot].as_mut().expect("an open slot has a connection");
         conn.traffic.backlog.push_back(due_ns);
         self.backlog_count += 1;
         self.queue(slot);
+    }
+
+    /// Whether a connection of an echo run that is not open now will be, as far as one can tell.
+    pub(super) fn is_replacing(&self) -> bool {
+        self.shared.plan.mode == Mode::Echo && self.slots.iter().any(Option::is_some)
     }
 
     /// Has the connection flushed in its turn.
@@ -339,6 +350,10 @@ impl Worker {
                     && let Load::Closed { in_flight } = self.shared.plan.load
                 {
                     conn.traffic.owed = in_flight;
+                    self.flush(slot);
+                } else if !self.waiting.is_empty() {
+                    self.backlog_count += self.waiting.len();
+                    conn.traffic.backlog.append(&mut self.waiting);
                     self.flush(slot);
                 }
                 self.slots[slot].as_ref().map(|_| upgraded.taken)

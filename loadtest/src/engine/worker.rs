@@ -174,7 +174,8 @@ pub(super) struct Worker {
     pub(super) churn_at: usize,
     /// Connect mode: slots that nobody has.
     pub(super) vacant: Vec<u32>,
-    /// Connect mode: when connections were to be opened for which there is no slot yet.
+    /// Connect mode: when connections were to be opened for which there is no slot yet. Echo: when messages were due
+    /// while every connection was being replaced.
     pub(super) waiting: VecDeque<u64>,
     /// How many connections this thread has opened or tried to.
     pub(super) opened: u32,
@@ -426,7 +427,9 @@ impl Worker {
                 self.book.scheduled(schedule.due_ns());
                 schedule.advance();
             }
-            if schedule.due_ns() != u64::MAX || (self.backlog_count > 0 && !too_late) {
+            let is_due = schedule.due_ns() != u64::MAX;
+            let waits = self.backlog_count > 0 || (!self.waiting.is_empty() && self.is_replacing());
+            if is_due || (waits && !too_late) {
                 return;
             }
         }
