@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 use std::io;
-use std::ops::Range;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use resound::config::Config;
 use resound::mask::{self, MaskingKey};
 use resound::net::{Backend, Chunk, Completion, ConnId, Wake};
-use resound::proto::{FrameHeader, Opcode};
+use resound::proto::{FrameHeader, Opcode, Replies};
 use resound::server::OneWorker;
 
 /// A backend whose connections all receive the same octets in every turn, and send into nothing.
@@ -67,6 +67,10 @@ impl Backend for Nothing {
         self.now
     }
 
+    fn clock(&self) -> Instant {
+        self.now
+    }
+
     fn wait(&mut self, _: Option<Duration>) -> io::Result<()> {
         if self.next > 0 {
             self.phase = 1;
@@ -98,9 +102,11 @@ impl Backend for Nothing {
     }
 
     #[inline]
-    fn reply(&mut self, _: ConnId, range: Range<usize>, _: Vec<(usize, Chunk)>) {
-        self.sent_octets += black_box(&self.buffer[range]).len() as u64;
+    fn reply(&mut self, _: ConnId, replies: &mut Replies) {
+        self.sent_octets += black_box(&self.buffer[replies.range()]).len() as u64;
     }
+
+    fn hold(&mut self, _: ConnId, _: usize) {}
 
     #[inline]
     fn send(&mut self, _: ConnId, chunk: Chunk) {
@@ -112,13 +118,33 @@ impl Backend for Nothing {
         0
     }
 
+    fn held_bytes(&self, _: ConnId) -> usize {
+        0
+    }
+
+    fn taken(&self, _: ConnId) -> u32 {
+        0
+    }
+
+    fn is_quiet(&self, _: ConnId) -> bool {
+        true
+    }
+
     fn drop_oldest(&mut self, _: ConnId, _: usize) -> u32 {
         0
     }
 
+    fn pause(&mut self, _: ConnId) {}
+
+    fn resume(&mut self, _: ConnId) {}
+
     fn finish(&mut self, _: ConnId) {}
 
     fn close(&mut self, _: ConnId) {}
+
+    fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> io::Result<ConnId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     fn stop_accepting(&mut self) {}
 }

@@ -20,6 +20,8 @@
 pub mod config;
 #[allow(unsafe_code)]
 pub mod mask;
+pub mod memory;
 pub mod net;
 pub mod proto;
+pub mod replies;
 pub mod server;

@@ -41,11 +41,17 @@ const THE_WORLD: &[&str] = &[
 
 const LAYERS: &[Layer] = &[
     Layer { name: "mask", may_name: &[], never: THE_WORLD },
-    Layer { name: "proto", may_name: &["mask"], never: THE_WORLD },
-    Layer { name: "net", may_name: &[], never: &["httparse"] },
+    Layer { name: "memory", may_name: &[], never: THE_WORLD },
+    Layer { name: "replies", may_name: &[], never: THE_WORLD },
+    Layer { name: "proto", may_name: &["mask", "memory", "replies"], never: THE_WORLD },
+    Layer { name: "net", may_name: &["memory", "replies"], never: &["httparse"] },
     Layer { name: "config", may_name: &["net", "proto"], never: &[] },
     Layer { name: "web", may_name: &[], never: THE_WORLD },
-    Layer { name: "server", may_name: &["config", "mask", "net", "proto", "web"], never: &[] },
+    Layer {
+        name: "server",
+        may_name: &["config", "mask", "memory", "net", "proto", "replies", "web"],
+        never: &[],
+    },
     Layer { name: "main", may_name: &["config", "server"], never: &[] },
     Layer { name: "loadtest", may_name: &["mask", "net::uring::client", "proto"], never: &[] },
 ];

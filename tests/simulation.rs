@@ -11,7 +11,7 @@ use common::{SWITCHING, close_payload, frames, message, reply, request};
 use resound::config::Config;
 use resound::net::sim::{Chance, End, Network, Script};
 use resound::proto::Opcode;
-use resound::server::Simulation;
+use resound::server::{Drive, Simulation};
 
 const TURNS_MAX: u32 = 100_000;
 
@@ -19,15 +19,16 @@ fn config(flags: &[&str]) -> Config {
     Config::parse_from([&["resound", "--receive-buffer-bytes", "4096"], flags].concat())
 }
 
-fn each_seed(test: impl Fn(u64)) {
+/// Runs `test` with every seed, each driven by readiness and by a simulated ring.
+fn each_seed(test: impl Fn(u64, Drive)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds = match number("RESOUND_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("RESOUND_SEEDS").unwrap_or(100),
     };
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
-            eprintln!("failed with RESOUND_SEED={seed}");
+    for (seed, drive) in seeds.flat_map(|seed| [(seed, Drive::Readiness), (seed, Drive::Ring)]) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed, drive))) {
+            eprintln!("failed with RESOUND_SEED={seed}, driven by {drive:?}");
             resume_unwind(panic);
         }
     }
@@ -72,9 +73,9 @@ fn conversation(chance: &mut Chance) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn every_peer_gets_exactly_its_replies_however_the_octets_are_cut() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let (network, mut chance) = (Network::new(seed), Chance::new(seed));
-        let mut simulation = Simulation::new(config(&[]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&[]), &network, drive).unwrap();
         let mut peers = Vec::new();
         for _ in 0..1 + chance.below(6) {
             let (mut sends, mut expected) = conversation(&mut chance);
@@ -99,9 +100,9 @@ fn every_peer_gets_exactly_its_replies_however_the_octets_are_cut() {
 
 #[test]
 fn resets_at_any_time_hurt_nobody_else() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let (network, mut chance) = (Network::new(seed), Chance::new(seed));
-        let mut simulation = Simulation::new(config(&[]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&[]), &network, drive).unwrap();
         let mut peers = Vec::new();
         for _ in 0..8 {
             let (sends, expected) = conversation(&mut chance);
@@ -119,11 +120,11 @@ fn resets_at_any_time_hurt_nobody_else() {
 
 #[test]
 fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
         let flags =
             ["--message-size-max", "10000", "--send-queue-bytes-max", "16384", "--idle-timeout-ms", "0"];
-        let mut simulation = Simulation::new(config(&flags), &network).unwrap();
+        let mut simulation = Simulation::new(config(&flags), &network, drive).unwrap();
         let (mut sends, mut expected) = (request("/"), SWITCHING.as_bytes().to_vec());
         for index in 0..20u8 {
             sends.extend(message(Opcode::Binary, &[index; 9_000]));
@@ -141,9 +142,9 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing() {
 }
 
 /// The members of one room and what each of them got after the handshake.
-fn broadcast(seed: u64, flags: &[&str], slow: bool) -> (Simulation, Vec<Vec<u8>>, Vec<End>) {
+fn broadcast(seed: u64, drive: Drive, flags: &[&str], slow: bool) -> (Simulation, Vec<Vec<u8>>, Vec<End>) {
     let network = Network::new(seed);
-    let mut simulation = Simulation::new(config(flags), &network).unwrap();
+    let mut simulation = Simulation::new(config(flags), &network, drive).unwrap();
     let member = |reads| Script { fin: false, reads, capacity: 2_000, ..script(request("/broadcast/room")) };
     let members: Vec<_> = (0..4).map(|index| network.connect(member(!slow || index > 0))).collect();
     simulation.run(TURNS_MAX);
@@ -180,8 +181,8 @@ fn in_order(received: &[u8]) -> usize {
 
 #[test]
 fn every_member_of_a_room_gets_every_message_in_order_its_own_too() {
-    each_seed(|seed| {
-        let (simulation, received, _) = broadcast(seed, &[], false);
+    each_seed(|seed, drive| {
+        let (simulation, received, _) = broadcast(seed, drive, &[], false);
         for received in &received {
             assert_eq!(in_order(received), 150);
         }
@@ -197,9 +198,9 @@ const SMALL_QUEUE: [&str; 6] =
 #[test]
 fn a_slow_member_misses_counted_messages_and_delays_nobody() {
     for policy in ["drop-newest", "drop-oldest"] {
-        each_seed(|seed| {
+        each_seed(|seed, drive| {
             let (simulation, received, _) =
-                broadcast(seed, &[&SMALL_QUEUE[..], &["--slow-consumer", policy]].concat(), true);
+                broadcast(seed, drive, &[&SMALL_QUEUE[..], &["--slow-consumer", policy]].concat(), true);
             for received in &received[1..] {
                 assert_eq!(in_order(received), 150);
             }
@@ -214,10 +215,10 @@ fn a_slow_member_misses_counted_messages_and_delays_nobody() {
 
 #[test]
 fn a_slow_member_can_be_closed_with_1013() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let flags =
             [&SMALL_QUEUE[..], &["--slow-consumer", "close", "--close-timeout-ms", "600000"]].concat();
-        let (simulation, received, _) = broadcast(seed, &flags, true);
+        let (simulation, received, _) = broadcast(seed, drive, &flags, true);
         assert_eq!(simulation.counters().slow_consumer_closed_total.value(), 1);
         let last = frames(&received[0]).pop().unwrap();
         assert_eq!(last, (Opcode::Close, close_payload(1013, "too slow for this room")));
@@ -226,9 +227,10 @@ fn a_slow_member_can_be_closed_with_1013() {
 
 #[test]
 fn a_silent_peer_is_pinged_and_then_closed_and_one_that_answers_is_not() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
-        let mut simulation = Simulation::new(config(&["--idle-timeout-ms", "2000"]), &network).unwrap();
+        let mut simulation =
+            Simulation::new(config(&["--idle-timeout-ms", "2000"]), &network, drive).unwrap();
         let silent = network.connect(Script { fin: false, ..script(request("/")) });
         simulation.run(TURNS_MAX);
         simulation.run_for(Duration::from_secs(20), TURNS_MAX);
@@ -246,9 +248,9 @@ fn a_silent_peer_is_pinged_and_then_closed_and_one_that_answers_is_not() {
 
 #[test]
 fn a_head_that_never_ends_is_given_up() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
-        let mut simulation = Simulation::new(config(&[]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&[]), &network, drive).unwrap();
         let peers = ["", "GET / HT", "GET / HTTP/1.1\r\nHost: x\r\n"];
         for sends in peers {
             network.connect(Script { fin: false, ..script(sends.into()) });
@@ -263,10 +265,11 @@ fn a_head_that_never_ends_is_given_up() {
 
 #[test]
 fn a_drain_says_1001_to_everyone_after_what_they_are_owed() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let (network, mut chance) = (Network::new(seed), Chance::new(seed));
         let mut simulation =
-            Simulation::new(config(&["--drain-ms", "100", "--close-timeout-ms", "300"]), &network).unwrap();
+            Simulation::new(config(&["--drain-ms", "100", "--close-timeout-ms", "300"]), &network, drive)
+                .unwrap();
         let mut peers = Vec::new();
         for _ in 0..8 {
             let (sends, mut expected) = conversation(&mut chance);
@@ -293,9 +296,9 @@ fn a_drain_says_1001_to_everyone_after_what_they_are_owed() {
 
 #[test]
 fn connections_beyond_the_limit_get_503() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
-        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network, drive).unwrap();
         let peers: Vec<_> =
             (0..4).map(|_| network.connect(Script { fin: false, ..script(request("/")) })).collect();
         simulation.run(2_000_000);
@@ -308,15 +311,17 @@ fn connections_beyond_the_limit_get_503() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let run = |seed| {
+    let run = |seed, drive| {
         let (network, mut chance) = (Network::new(seed), Chance::new(seed));
-        let mut simulation = Simulation::new(config(&[]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&[]), &network, drive).unwrap();
         for _ in 0..5 {
             network.connect(Script { resets: true, ..script(conversation(&mut chance).0) });
         }
         simulation.run(TURNS_MAX);
         (0..5).map(|peer| network.received(peer)).collect::<Vec<_>>()
     };
-    assert!((0..20).all(|seed| run(seed) == run(seed)));
-    assert!((0..20).any(|seed| run(seed) != run(seed + 1)));
+    for drive in [Drive::Readiness, Drive::Ring] {
+        assert!((0..20).all(|seed| run(seed, drive) == run(seed, drive)));
+        assert!((0..20).any(|seed| run(seed, drive) != run(seed + 1, drive)));
+    }
 }

@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use common::client::{Client, eventually, serve};
 use common::{close_payload, frames, message, reply, request};
 use resound::config::Config;
+use resound::memory::Meter;
 use resound::net::uring::UringBackend;
 use resound::proto::Opcode;
 
@@ -60,7 +61,7 @@ suite! {
 
 /// Whether the backend works on this machine. Where it must, which is in CI, that it does not is a failure.
 fn is_here(io: &str) -> bool {
-    match UringBackend::new(&Config::default().uring_options()) {
+    match UringBackend::new(&Config::default().uring_options(), Meter::default()) {
         Err(error) if io == "uring" => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
             eprintln!("skipped: {error}");

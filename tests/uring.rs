@@ -115,7 +115,7 @@ fn uring_that_is_not_to_be_had_is_exit_code_2_and_one_line() {
 
 /// Whether io_uring works here; where it must, which is in CI, that it does not is a failure.
 fn is_here() -> bool {
-    match UringBackend::new(&Config::default().uring_options()) {
+    match UringBackend::new(&Config::default().uring_options(), resound::memory::Meter::default()) {
         Ok(_) => true,
         Err(error) => {
             assert!(std::env::var_os("CI").is_none(), "{error}");

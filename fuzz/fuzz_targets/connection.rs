@@ -1,4 +1,5 @@
-//! The whole server on the simulator: any octets from two peers, one of them in a room, under any seed.
+//! The whole server on the simulator, driven by readiness or by a simulated ring: any octets from two peers, one of
+//! them in a room, under any seed.
 
 #![no_main]
 
@@ -6,7 +7,7 @@ use clap::Parser as _;
 use libfuzzer_sys::fuzz_target;
 use resound::config::Config;
 use resound::net::sim::{Network, Script};
-use resound::server::Simulation;
+use resound::server::{Drive, Simulation};
 
 const FLAGS: [&str; 9] = [
     "resound",
@@ -31,7 +32,8 @@ fn request(path: &str) -> Vec<u8> {
 fuzz_target!(|data: &[u8]| {
     let [seed, mode, octets @ ..] = data else { return };
     let network = Network::new(u64::from(*seed));
-    let mut simulation = Simulation::new(Config::parse_from(FLAGS), &network).expect("it starts");
+    let drive = if seed & 1 == 0 { Drive::Readiness } else { Drive::Ring };
+    let mut simulation = Simulation::new(Config::parse_from(FLAGS), &network, drive).expect("it starts");
     let at = octets.len() / 2;
     for (octets, path) in [(&octets[..at], "/"), (&octets[at..], "/broadcast/a")] {
         let mut sends = if mode & 1 == 0 { request(path) } else { Vec::new() };

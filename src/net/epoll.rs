@@ -1,57 +1,58 @@
-//! The backend on epoll, through mio: edge-triggered, one read for each connection and visit.
+//! The driver on epoll, through mio: edge-triggered, one read for each connection and visit.
 //!
-//! All connections share one receive buffer, so an idle one owns none. A read that fills less than the
-//! buffer has drained its socket, and the EAGAIN that would say so is not asked for. A read that fills it
-//! puts the connection at the end of the line. A send is tried at once; only what the socket refuses is
-//! queued, and while anything is queued the connection is not read from.
+//! All connections share one receive buffer, so an idle one owns none. A read that fills less than it was given has
+//! drained its socket, and the EAGAIN that would say so is not asked for. A read that fills it puts the connection at
+//! the end of the line. The more connections have something, the less each is given at once.
 //!
-//! Start at [`EpollBackend::next`].
+//! Start at [`EpollDriver::next`](Driver::next).
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::net::Shutdown;
-use std::ops::Range;
+use std::io::{self, IoSlice, Read};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use slab::Slab;
 use socket2::Socket;
 
-use super::queue::{SendQueue, send_reply};
-use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
+use super::listen::Listener;
+use super::socket;
+use super::transport::{Driver, Entry, Event, Io, Links, Transport};
+use super::{ACCEPT_PAUSE, ACCEPTS_MAX, Wake, is_exhaustion};
+use crate::memory::Meter;
 
 const WAKER: Token = Token(usize::MAX);
 /// Tokens from here on are listeners; those below are connections.
 const LISTENERS: usize = usize::MAX - 1024;
 const EVENTS_MAX: usize = 1024;
-/// Connections accepted from one listener in one turn, so that a storm of them does not stop the others.
-const ACCEPTS_MAX: u32 = 64;
-/// Generations have 31 bits, so that a token's top bit is clear: listeners and the waker are above.
-const GENERATION_MASK: u32 = u32::MAX >> 1;
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+/// What all connections together are given to receive in one turn, in octets, as far as [`BITE_MIN`] allows.
+const TURN_LEN: usize = 4 << 20;
+/// The least that a connection is given to receive at once, in octets.
+const BITE_MIN: usize = 64 << 10;
+
+/// The backend on epoll.
+pub type EpollBackend = Transport<EpollDriver>;
 
 /// See the module.
-pub struct EpollBackend {
+pub struct EpollDriver {
     poll: Poll,
     waker: Arc<Waker>,
     events: Events,
     now: Instant,
-    connections: Slab<Connection>,
-    generation: u32,
     listeners: Vec<Acceptor>,
+    /// Listeners that accept what has arrived, and are closed then.
+    stopping: bool,
     accept_again: Option<Instant>,
     buffer: Box<[u8]>,
-    /// How many octets of `buffer` the last `Received` has.
+    /// How many octets of `buffer` a connection is given in this turn, and how many the last event has.
+    bite: usize,
     received: usize,
     /// What this turn still has to look at.
     work: VecDeque<Work>,
     /// Connections that may have more to read in the next turn.
     again: Vec<u32>,
-    /// Connections whose end is still to be reported.
-    ended: VecDeque<(u32, Option<io::Error>)>,
 }
 
 #[derive(Debug)]
@@ -81,39 +82,50 @@ impl Wake for Waker {
     }
 }
 
-/// One connection's transport.
-struct Connection {
+/// What a connection is on epoll.
+pub struct EpollIo {
     socket: Socket,
-    generation: u32,
     /// The kernel may hold octets for us: an edge was reported and not drained yet.
     readable: bool,
     /// The peer's FIN or an error was seen: a short read does not mean that the socket is drained.
     hangup: bool,
-    /// Everything the peer sent has been read.
-    eof: bool,
     /// It stands in `again`.
     waits: bool,
-    finish: Finish,
-    /// Its end stands in `ended`.
-    ended: bool,
-    queue: Option<Box<SendQueue>>,
+    /// It is to be told when it can be written to.
+    wants_writable: bool,
+    /// It is being connected.
+    connects: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Finish {
-    No,
-    /// When the queue is empty, FIN.
-    Asked,
-    /// FIN is sent; the peer's end is awaited.
-    FinSent,
+impl Io for EpollIo {
+    #[inline]
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        socket::send(&self.socket, pieces)
+    }
+
+    fn shutdown(&mut self) {
+        // An error here is the peer's RST, which the next read reports.
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    fn has_input(&self) -> bool {
+        socket::has_input(&self.socket)
+    }
 }
 
 impl EpollBackend {
-    /// A backend that accepts from `listeners` and receives up to `receive_buffer_bytes` at a time.
+    /// A backend that accepts from `listeners` and receives up to `receive_buffer_bytes` at a time. What waits in it
+    /// is counted by `meter`.
     ///
     /// # Errors
     /// epoll or eventfd could not be had, most likely because of the limit of open files.
-    pub fn new(listeners: Vec<Listener>, receive_buffer_bytes: usize) -> io::Result<Self> {
+    pub fn new(listeners: Vec<Listener>, receive_buffer_bytes: usize, meter: Meter) -> io::Result<Self> {
+        Ok(Self::on(EpollDriver::new(listeners, receive_buffer_bytes)?, meter))
+    }
+}
+
+impl EpollDriver {
+    fn new(listeners: Vec<Listener>, receive_buffer_bytes: usize) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let mut acceptors = Vec::new();
@@ -137,58 +149,50 @@ impl EpollBackend {
             waker,
             events: Events::with_capacity(EVENTS_MAX),
             now: Instant::now(),
-            connections: Slab::new(),
-            generation: 0,
             listeners: acceptors,
+            stopping: false,
             accept_again: None,
             buffer: vec![0; receive_buffer_bytes].into_boxed_slice(),
+            bite: receive_buffer_bytes,
             received: 0,
             work: VecDeque::new(),
             again: Vec::new(),
-            ended: VecDeque::new(),
         })
     }
 
-    /// The connection, unless its end is only still to be reported.
-    fn live(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        let connection = &mut self.connections[conn.index as usize];
-        debug_assert_eq!(connection.generation, conn.generation, "a connection is used after it was closed");
-        (!connection.ended).then_some(connection)
-    }
-
-    fn id(&self, index: u32) -> ConnId {
-        ConnId { index, generation: self.connections[index as usize].generation }
-    }
-
-    fn do_work(&mut self, work: Work) -> Option<Completion> {
+    fn do_work(&mut self, work: Work, links: &mut Links<EpollIo>) -> Option<Event<EpollIo>> {
         match work {
-            Work::Woken => Some(Completion::Woken),
-            Work::Listener(index) => self.accept(index),
-            Work::Again(index) => {
-                let connection = self.connections.get_mut(index as usize)?;
-                connection.waits = false;
-                self.read(index)
-            }
             Work::Connection { token, readable, hangup, writable } => {
                 let (index, generation) = split(token);
-                let connection = self.connections.get_mut(index as usize)?;
-                if connection.generation != generation || connection.ended {
+                let entry = links.get_mut(index as usize)?;
+                if entry.link.generation != generation || entry.link.ended {
                     return None;
                 }
-                connection.readable |= readable || hangup;
-                connection.hangup |= hangup;
-                if writable && connection.queue.is_some() {
-                    self.flush(index);
+                let io = &mut entry.io;
+                io.readable |= readable || hangup;
+                io.hangup |= hangup;
+                if io.connects && (writable || hangup) {
+                    return self.connected(index, io);
                 }
-                self.read(index)
+                if writable && std::mem::replace(&mut io.wants_writable, false) {
+                    self.read_again(index, io);
+                    return Some(Event::Writable(index));
+                }
+                self.read(index, entry)
             }
+            Work::Again(index) => {
+                let entry = links.get_mut(index as usize)?;
+                entry.io.waits = false;
+                self.read(index, entry)
+            }
+            Work::Listener(index) => self.accept(index),
+            Work::Woken => Some(Event::Woken),
         }
     }
 
-    fn accept(&mut self, index: usize) -> Option<Completion> {
+    fn accept(&mut self, index: usize) -> Option<Event<EpollIo>> {
         loop {
-            // Gone if accepting was stopped in this turn.
-            let acceptor = self.listeners.get_mut(index)?;
+            let acceptor = &mut self.listeners[index];
             if acceptor.budget == 0 {
                 return None;
             }
@@ -197,10 +201,10 @@ impl EpollBackend {
                 Accepting::Tcp(socket) => socket.accept().map(|(stream, _)| OwnedFd::from(stream)),
                 Accepting::Unix(socket) => socket.accept().map(|(stream, _)| OwnedFd::from(stream)),
             };
-            match accepted.and_then(|fd| self.connect(Socket::from(fd))) {
-                Ok(conn) => {
+            match accepted {
+                Ok(fd) => {
                     self.work.push_back(Work::Listener(index));
-                    return Some(Completion::Accepted(conn));
+                    return Some(Event::Accepted(EpollIo::new(fd.into(), false)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.listeners[index].ready = false;
@@ -209,7 +213,7 @@ impl EpollBackend {
                 Err(error) if is_exhaustion(&error) => {
                     self.listeners[index].budget = 0;
                     self.accept_again = Some(self.now + ACCEPT_PAUSE);
-                    return Some(Completion::AcceptFailed(error));
+                    return Some(Event::AcceptFailed(error));
                 }
                 // ECONNABORTED and the like: that peer is gone, the next may not be.
                 Err(error) => tracing::debug!(%error, "a connection was lost before it was accepted"),
@@ -217,159 +221,66 @@ impl EpollBackend {
         }
     }
 
-    fn connect(&mut self, socket: Socket) -> io::Result<ConnId> {
-        self.generation = (self.generation + 1) & GENERATION_MASK;
-        let generation = self.generation;
-        let entry = self.connections.vacant_entry();
-        let index = entry.key() as u32;
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        let token = Token(join(index, generation));
-        self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)?;
-        entry.insert(Connection {
-            socket,
-            generation,
-            readable: false,
-            hangup: false,
-            eof: false,
-            waits: false,
-            finish: Finish::No,
-            ended: false,
-            queue: None,
-        });
-        Ok(ConnId { index, generation })
+    fn connected(&mut self, index: u32, io: &mut EpollIo) -> Option<Event<EpollIo>> {
+        let event = match socket::is_connected(&io.socket) {
+            Ok(true) => Event::Connected(index),
+            // Another event will come.
+            Ok(false) => return None,
+            Err(error) => Event::Failed(index, error),
+        };
+        io.connects = false;
+        self.read_again(index, io);
+        Some(event)
     }
 
-    /// One read, if there may be something to read and nothing to send.
-    fn read(&mut self, index: u32) -> Option<Completion> {
-        let connection = &mut self.connections[index as usize];
-        if connection.ended || !connection.readable || connection.eof || connection.queue.is_some() {
+    /// One read, if there may be something to read and it is wanted.
+    #[inline]
+    fn read(&mut self, index: u32, entry: &mut Entry<EpollIo>) -> Option<Event<EpollIo>> {
+        let Entry { link, io } = entry;
+        if !io.readable || link.eof || io.connects || !link.takes_input() {
             return None;
         }
         loop {
-            match (&connection.socket).read(&mut self.buffer) {
+            match (&io.socket).read(&mut self.buffer[..self.bite]) {
                 Ok(0) => {
-                    connection.readable = false;
-                    connection.eof = true;
-                    if connection.finish == Finish::No {
-                        return Some(Completion::Eof(self.id(index)));
-                    }
-                    self.end(index, None);
-                    return None;
+                    io.readable = false;
+                    return Some(Event::Eof(index));
                 }
                 Ok(len) => {
-                    connection.readable = len == self.buffer.len() || connection.hangup;
-                    self.read_again(index);
-                    let connection = &self.connections[index as usize];
-                    if connection.finish != Finish::No {
-                        return None;
-                    }
+                    io.readable = len == self.bite || io.hangup;
+                    self.read_again(index, io);
                     self.received = len;
-                    return Some(Completion::Received(self.id(index)));
+                    return Some(Event::Received(index));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    connection.readable = false;
+                    io.readable = false;
                     return None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.end(index, Some(error));
-                    return None;
-                }
+                Err(error) => return Some(Event::Failed(index, error)),
             }
         }
     }
 
     /// Has the connection read in the next turn, if there may be something to read.
-    fn read_again(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.readable && !connection.waits {
-            connection.waits = true;
+    #[inline]
+    fn read_again(&mut self, index: u32, io: &mut EpollIo) {
+        if io.readable && !io.waits {
+            io.waits = true;
             self.again.push(index);
         }
     }
 
-    /// Sends what is queued; when all is sent, goes on with what waited for that.
-    fn flush(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if let Some(queue) = &mut connection.queue {
-            let socket = &connection.socket;
-            match queue.flush(|slices| socket.send_vectored_with_flags(slices, SEND_FLAGS)) {
-                Ok(true) => connection.queue = None,
-                Ok(false) => return,
-                Err(error) => return self.end(index, Some(error)),
-            }
-        }
-        self.sent(index);
-    }
-
-    /// The queue is empty.
-    fn sent(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.finish == Finish::Asked {
-            connection.finish = Finish::FinSent;
-            // An error here is the peer's RST, which the next read reports.
-            let _ = connection.socket.shutdown(Shutdown::Write);
-            if connection.eof {
-                return self.end(index, None);
-            }
-        }
-        self.read_again(index);
-    }
-
-    fn enqueue(&mut self, index: u32, chunk: Chunk, sent: usize) {
-        self.connections[index as usize].queue.get_or_insert_default().push(chunk, sent);
-    }
-
-    /// From here on every call that names the connection does nothing.
-    fn end(&mut self, index: u32, error: Option<io::Error>) {
-        let connection = &mut self.connections[index as usize];
-        debug_assert!(!connection.ended);
-        connection.ended = true;
-        connection.queue = None;
-        self.ended.push_back((index, error));
-    }
-
-    fn report_end(&mut self) -> Option<Completion> {
-        let (index, error) = self.ended.pop_front()?;
-        let conn = self.id(index);
-        // Closing the descriptor also takes it out of epoll: nobody else has a copy of it.
-        self.connections.remove(index as usize);
-        if self.accept_again.is_some() {
-            self.accept_again = Some(self.now);
-        }
-        Some(Completion::Closed(conn, error))
-    }
-}
-
-impl Backend for EpollBackend {
-    fn waker(&self) -> Arc<dyn Wake> {
-        self.waker.clone()
-    }
-
-    fn now(&self) -> Instant {
-        self.now
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        debug_assert!(self.work.is_empty(), "the last turn's completions were not all taken");
-        let accepts = self.accept_again.is_none() && self.listeners.iter().any(|acceptor| acceptor.ready);
-        let timeout = if accepts || !self.again.is_empty() || !self.ended.is_empty() {
-            Some(Duration::ZERO)
-        } else {
-            let pause = self.accept_again.map(|at| at.saturating_duration_since(self.now));
-            [timeout, pause].into_iter().flatten().min()
-        };
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => result?,
-        }
-        self.now = Instant::now();
+    /// Begins a turn: what the kernel has reported, then who has more to read, then the listeners.
+    fn begin_turn(&mut self) {
         for event in &self.events {
             let token = event.token();
             self.work.push_back(match token {
                 WAKER => Work::Woken,
                 Token(token) if token >= LISTENERS => {
-                    self.listeners[token - LISTENERS].ready = true;
+                    if let Some(acceptor) = self.listeners.get_mut(token - LISTENERS) {
+                        acceptor.ready = true;
+                    }
                     continue;
                 }
                 Token(token) => Work::Connection {
@@ -381,6 +292,8 @@ impl Backend for EpollBackend {
             });
         }
         self.work.extend(self.again.drain(..).map(Work::Again));
+        self.bite =
+            (TURN_LEN / self.work.len().max(1)).clamp(BITE_MIN.min(self.buffer.len()), self.buffer.len());
         if self.accept_again.is_some_and(|at| at <= self.now) {
             self.accept_again = None;
         }
@@ -392,98 +305,101 @@ impl Backend for EpollBackend {
                 self.work.push_back(Work::Listener(index));
             }
         }
+    }
+}
+
+impl Driver for EpollDriver {
+    type Io = EpollIo;
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.waker.clone()
+    }
+
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait(&mut self, _: &mut Links<EpollIo>, timeout: Option<Duration>) -> io::Result<()> {
+        debug_assert!(self.work.is_empty(), "the last turn's events were not all taken");
+        let may_accept = self.accept_again.is_none();
+        if self.stopping && !(may_accept && self.listeners.iter().any(|acceptor| acceptor.ready)) {
+            self.listeners.clear();
+            self.accept_again = None;
+        }
+        let accepts = may_accept && self.listeners.iter().any(|acceptor| acceptor.ready);
+        let timeout = if accepts || !self.again.is_empty() {
+            Some(Duration::ZERO)
+        } else {
+            let pause = self.accept_again.map(|at| at.saturating_duration_since(self.now));
+            [timeout, pause].into_iter().flatten().min()
+        };
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => result?,
+        }
+        self.now = Instant::now();
+        self.begin_turn();
         Ok(())
     }
 
     #[inline]
-    fn next(&mut self) -> Option<Completion> {
+    fn next(&mut self, links: &mut Links<EpollIo>) -> Option<Event<EpollIo>> {
         loop {
-            if !self.ended.is_empty() {
-                return self.report_end();
-            }
             let work = self.work.pop_front()?;
-            if let Some(completion) = self.do_work(work) {
-                return Some(completion);
+            let event = self.do_work(work, links);
+            if event.is_some() {
+                return event;
             }
         }
     }
 
     #[inline]
-    fn received(&mut self) -> &mut [u8] {
+    fn buffer(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.received]
     }
 
-    #[inline]
-    fn reply(&mut self, conn: ConnId, range: Range<usize>, between: Vec<(usize, Chunk)>) {
-        let connection = &mut self.connections[conn.index as usize];
-        if connection.ended || (range.is_empty() && between.is_empty()) {
-            return;
-        }
-        let (is_clear, mut done) = (connection.queue.is_none(), 0);
-        if is_clear {
-            match sent(send_reply(&connection.socket, &self.buffer, &range, &between, SEND_FLAGS)) {
-                Ok(len) => done = len,
-                Err(error) => return self.end(conn.index, Some(error)),
-            }
-            if between.is_empty() && done == range.len() {
-                return;
-            }
-        }
-        SendQueue::push_reply(&mut connection.queue, &self.buffer, range, between, done);
-        if is_clear && done == 0 {
-            // There are too many pieces for one call.
-            self.flush(conn.index);
-        }
+    fn open(&mut self, entry: &mut Entry<EpollIo>, index: u32) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let token = Token(join(index, entry.link.generation));
+        self.poll.registry().register(&mut SourceFd(&entry.io.socket.as_raw_fd()), token, interest)
     }
 
-    #[inline]
-    fn send(&mut self, conn: ConnId, chunk: Chunk) {
-        let Some(connection) = self.live(conn) else { return };
-        let mut start = 0;
-        if connection.queue.is_none() {
-            match sent(connection.socket.send_with_flags(chunk.octets(), SEND_FLAGS)) {
-                Ok(len) if len == chunk.octets().len() => return,
-                Ok(len) => start = len,
-                Err(error) => return self.end(conn.index, Some(error)),
-            }
-        }
-        self.enqueue(conn.index, chunk, start);
+    fn connect(&mut self, address: SocketAddr, source: Option<IpAddr>) -> io::Result<EpollIo> {
+        Ok(EpollIo::new(socket::connect(address, source)?, true))
     }
 
-    fn queued(&self, conn: ConnId) -> usize {
-        self.connections[conn.index as usize].queue.as_ref().map_or(0, |queue| queue.len())
+    fn receive(&mut self, entry: &mut Entry<EpollIo>, index: u32) {
+        self.read_again(index, &mut entry.io);
     }
 
-    fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32 {
-        let Some(connection) = self.live(conn) else { return 0 };
-        let Some(queue) = &mut connection.queue else { return 0 };
-        let dropped = queue.drop_oldest(target);
-        if queue.is_empty() {
-            connection.queue = None;
-            self.sent(conn.index);
-        }
-        dropped
+    fn stop_receiving(&mut self, _: &mut Entry<EpollIo>, _: u32) {
+        // It is looked at before each read whether octets are wanted.
     }
 
-    fn finish(&mut self, conn: ConnId) {
-        let Some(connection) = self.live(conn) else { return };
-        if connection.finish == Finish::No {
-            connection.finish = Finish::Asked;
-            if connection.queue.is_none() {
-                self.sent(conn.index);
-            }
-        }
+    fn want_writable(&mut self, entry: &mut Entry<EpollIo>, _: u32) {
+        entry.io.wants_writable = true;
     }
 
-    fn close(&mut self, conn: ConnId) {
-        if self.live(conn).is_some() {
-            self.end(conn.index, None);
+    fn end(&mut self, _: &mut Entry<EpollIo>, _: u32) -> bool {
+        true
+    }
+
+    fn closed(&mut self) {
+        // Closing the descriptor also took it out of epoll: nobody else has a copy of it.
+        if self.accept_again.is_some() {
+            self.accept_again = Some(self.now);
         }
     }
 
     fn stop_accepting(&mut self) {
-        self.listeners.clear();
-        self.accept_again = None;
+        self.stopping = true;
+        self.listeners.iter_mut().for_each(|acceptor| acceptor.ready = true);
+    }
+}
+
+impl EpollIo {
+    fn new(socket: Socket, connects: bool) -> Self {
+        Self { socket, readable: false, hangup: false, waits: false, wants_writable: false, connects }
     }
 }
 

@@ -3,22 +3,28 @@
 //! A backend owns every socket, all receive memory and the queues of what could not be sent yet. It reports
 //! what has happened, one [`Completion`] at a time; its driver answers by calling back. A readiness API
 //! ([`epoll`]) does the I/O when it may and reports it done, [`uring`] is completion-shaped itself, and the
-//! simulator ([`sim`]) does it in memory.
+//! simulator ([`sim`]) does it in memory. Each of them is a [`transport::Driver`], which says only how to accept,
+//! connect, receive and send; what waits, and who has a turn, is in [`transport`], once.
 //! Nothing here knows what the octets mean.
 //!
 //! Backpressure is the backend's: a connection with anything left in its send queue is not read from.
 
 pub mod epoll;
+mod link;
 mod listen;
 mod queue;
 pub mod sim;
+mod socket;
+pub mod transport;
 #[allow(unsafe_code)]
 pub mod uring;
 
 use std::io;
-use std::ops::Range;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::replies::Replies;
 
 pub use listen::{Endpoint, Listener, bind, raise_nofile};
 pub use queue::{Chunk, Publication};
@@ -45,6 +51,10 @@ pub enum Completion {
     /// The connection is gone, in good order or by an error, and its slot is free again. Reported exactly
     /// once for every [`Completion::Accepted`].
     Closed(ConnId, Option<io::Error>),
+    /// A connection that [`Backend::connect`] began is there.
+    Connected(ConnId),
+    /// Octets began to wait because the socket takes no more. See [`Backend::taken`].
+    Blocked(ConnId),
     /// Nothing can be accepted for now (EMFILE, ENFILE, ENOBUFS, ENOMEM): the backend pauses and tries again.
     AcceptFailed(io::Error),
     /// Octets of this connection wait because the backend had no buffer for them; it receives them when it
@@ -71,6 +81,9 @@ pub trait Backend {
     /// The time, read once in each `wait`.
     fn now(&self) -> Instant;
 
+    /// The time, read anew.
+    fn clock(&self) -> Instant;
+
     /// Waits until something has happened or `timeout` has passed; begins a turn.
     ///
     /// # Errors
@@ -80,23 +93,42 @@ pub trait Backend {
     /// The next completion of this turn.
     fn next(&mut self) -> Option<Completion>;
 
-    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next` or `reply` is
+    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next`, `reply` or `hold` is
     /// called. Theirs to overwrite.
     fn received(&mut self) -> &mut [u8];
 
-    /// Sends `range` of [`received`](Self::received), with each of `between` before the octet of the buffer
-    /// that it names. What the socket does not take at once is kept and sent when it does.
-    fn reply(&mut self, conn: ConnId, range: Range<usize>, between: Vec<(usize, Chunk)>);
+    /// Sends `replies`, which stand in [`received`](Self::received) but for their owned pieces. What the socket does
+    /// not take at once is kept and sent when it does.
+    fn reply(&mut self, conn: ConnId, replies: &mut Replies);
+
+    /// Keeps `received()[from..]`, which comes again in the next turn, before anything else.
+    fn hold(&mut self, conn: ConnId, from: usize);
 
     /// Sends `chunk` after all that was sent before. What the socket does not take at once is kept.
     fn send(&mut self, conn: ConnId, chunk: Chunk);
 
-    /// Octets that wait in the connection's send queue.
+    /// What waits in the connection's send queue, in octets: those to be sent, and for each chunk what keeping it takes.
     fn queued(&self, conn: ConnId) -> usize;
+
+    /// The memory that waits for the connection in either direction, in octets.
+    fn held_bytes(&self, conn: ConnId) -> usize;
+
+    /// Changes whenever the socket has taken octets that had waited: so a slow peer can be told from one that stands
+    /// still.
+    fn taken(&self, conn: ConnId) -> u32;
+
+    /// Whether all that the peer has sent so far was received.
+    fn is_quiet(&self, conn: ConnId) -> bool;
 
     /// Takes publications that were not begun out of the connection's queue, oldest first, until at most
     /// `target` octets wait or there are none. Returns how many messages that were.
     fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32;
+
+    /// Receives nothing more from the connection for now.
+    fn pause(&mut self, conn: ConnId);
+
+    /// Receives again. The connection may be gone.
+    fn resume(&mut self, conn: ConnId);
 
     /// Closes in good order: sends all that is queued, then FIN, reads to the peer's end without reporting
     /// it, and closes. So no reply is lost to a RST, as long as the peer ends; if it may not, `close`.
@@ -105,10 +137,20 @@ pub trait Backend {
     /// Closes at once; what is queued is dropped.
     fn close(&mut self, conn: ConnId);
 
-    /// Closes the listeners.
+    /// Begins to connect. [`Completion::Connected`] or [`Completion::Closed`] follows.
+    ///
+    /// # Errors
+    /// What the kernel refused at once.
+    fn connect(&mut self, address: SocketAddr, source: Option<IpAddr>) -> io::Result<ConnId>;
+
+    /// Accepts what has arrived so far, then closes the listeners.
     fn stop_accepting(&mut self);
 }
 
+/// Generations have 28 bits, which is what the number of an operation leaves of a completion's user data on io_uring.
+const GENERATION_MASK: u32 = u32::MAX >> 4;
+/// Connections accepted from one listener in one turn, so that a storm of them does not stop the others.
+const ACCEPTS_MAX: u32 = 64;
 /// How long accepting rests after the process or system ran out of what it needs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

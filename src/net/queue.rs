@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use socket2::Socket;
+use crate::replies::{Piece, Replies};
 
 /// Octets to be sent whole and in order.
 #[derive(Clone, Debug)]
@@ -20,6 +19,13 @@ pub enum Chunk {
     },
     /// Octets that many connections send.
     Shared(Rc<Publication>),
+    /// Short publications that were put together, because each by itself costs [`CHUNK_COST`].
+    Merged {
+        /// Whole frames.
+        octets: Vec<u8>,
+        /// How many messages those are.
+        messages: u32,
+    },
 }
 
 /// What a room's members get in one turn.
@@ -38,6 +44,24 @@ impl Chunk {
         match self {
             Self::Owned { octets, start } => &octets[*start..],
             Self::Shared(publication) => &publication.octets,
+            Self::Merged { octets, .. } => octets,
+        }
+    }
+
+    /// The memory that keeping it takes, in octets. What is shared is counted by whoever shares it.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Owned { octets, .. } | Self::Merged { octets, .. } => CHUNK_COST + octets.capacity(),
+            Self::Shared(_) => CHUNK_COST,
+        }
+    }
+
+    /// How many messages are lost when it is dropped; `None` if it must not be.
+    fn droppable(&self) -> Option<u32> {
+        match self {
+            Self::Owned { .. } => None,
+            Self::Shared(publication) => Some(publication.messages),
+            Self::Merged { messages, .. } => Some(*messages),
         }
     }
 }
@@ -48,8 +72,28 @@ impl From<Vec<u8>> for Chunk {
     }
 }
 
+/// What a chunk takes in memory beside its octets: its place in the queue, which grows by doubling, and its share of
+/// what stands behind it (measured: 164 octets for a publication of 2).
+pub(super) const CHUNK_COST: usize = 160;
+/// Chunks up to this length are put together with the one before them...
+const MERGED_LEN_MAX: usize = 1024;
+/// ...while that is not longer than this.
+const MERGE_UP_TO: usize = 4096;
 /// The most chunks handed to the kernel in one call.
 const SLICES_MAX: usize = 64;
+/// A connection that catches up sends this many octets, or little more, before others have their turn.
+const FLUSH_LEN_MAX: usize = 256 << 10;
+
+/// How far [`SendQueue::flush`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// The queue is empty.
+    All,
+    /// The socket takes no more.
+    Blocked,
+    /// The socket may take more, but it is the turn of others.
+    Share,
+}
 
 /// What is still to be sent. Never empty: a connection with nothing to send has no queue.
 #[derive(Debug, Default)]
@@ -60,11 +104,19 @@ pub(super) struct SendQueue {
     progress: usize,
     /// Octets still to be sent, in all chunks.
     len: usize,
+    /// The sum of the chunks' costs.
+    cost: usize,
 }
 
 impl SendQueue {
-    pub(super) fn len(&self) -> usize {
-        self.len
+    /// What waits, as limits count it: octets to be sent, and for each chunk what keeping it takes beside them.
+    pub(super) fn weight(&self) -> usize {
+        self.len + self.chunks.len() * CHUNK_COST
+    }
+
+    /// The memory that it takes, in octets.
+    pub(super) fn cost(&self) -> usize {
+        self.cost
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -75,70 +127,117 @@ impl SendQueue {
     pub(super) fn push(&mut self, chunk: Chunk, sent: usize) {
         let left = chunk.octets().len() - sent;
         debug_assert!(sent == 0 || self.is_empty());
-        if left > 0 {
-            if self.is_empty() {
-                self.progress = sent;
-            }
-            self.len += left;
-            self.chunks.push_back(chunk);
+        if left == 0 {
+            return;
         }
+        self.len += left;
+        let is_first = self.is_empty();
+        if is_first {
+            self.progress = sent;
+        } else if self.merge(&chunk) {
+            return;
+        }
+        self.cost += chunk.cost();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Appends a short chunk's octets to the last chunk, if both are short and of one kind.
+    fn merge(&mut self, chunk: &Chunk) -> bool {
+        let octets = chunk.octets();
+        let is_begun = self.chunks.len() == 1 && self.progress > 0;
+        let Some(last) = self.chunks.back_mut() else { return false };
+        if octets.len() > MERGED_LEN_MAX || last.octets().len() + octets.len() > MERGE_UP_TO {
+            return false;
+        }
+        let before = last.cost();
+        match (&mut *last, chunk.droppable()) {
+            (Chunk::Owned { octets: target, .. }, None) => target.extend_from_slice(octets),
+            // What was begun is never dropped, so nothing is added to it that may be.
+            (_, Some(_)) if is_begun => return false,
+            (Chunk::Merged { octets: target, messages }, Some(more)) => {
+                target.extend_from_slice(octets);
+                *messages += more;
+            }
+            (Chunk::Shared(first), Some(more)) => {
+                let messages = first.messages + more;
+                *last = Chunk::Merged { octets: [&first.octets[..], octets].concat(), messages };
+            }
+            _ => return false,
+        }
+        self.cost = self.cost + last.cost() - before;
+        true
     }
 
     /// Puts a chunk before all others, none of which was begun. `sent` octets of it have been sent already,
     /// not all.
     pub(super) fn push_front(&mut self, chunk: Chunk, sent: usize) {
-        debug_assert!(self.progress == 0 && sent < chunk.octets().len());
+        assert!(self.progress == 0 && sent < chunk.octets().len(), "a chunk is sent whole and once");
         self.len += chunk.octets().len() - sent;
+        self.cost += chunk.cost();
         self.progress = sent;
         self.chunks.push_front(chunk);
     }
 
-    /// Appends a reply of [`Backend`](super::Backend) of which `sent` octets have been sent already (only if
-    /// there is no queue). Makes the queue, if anything is left.
+    /// Appends what is left of `replies` when `sent` octets of them have been sent already (only if there is no queue).
+    /// Makes the queue, if anything is left.
     #[cold]
-    pub(super) fn push_reply(
+    pub(super) fn push_replies(
         queue: &mut Option<Box<Self>>,
         buffer: &[u8],
-        range: Range<usize>,
-        between: Vec<(usize, Chunk)>,
+        replies: &mut Replies,
         mut sent: usize,
     ) {
-        let mut keep = |chunk: Chunk| {
-            let len = chunk.octets().len();
-            if sent < len {
-                queue.get_or_insert_default().push(chunk, sent);
+        replies.take_pieces(buffer, |piece| {
+            let len = match &piece {
+                Piece::Borrowed(octets) => octets.len(),
+                Piece::Owned { octets, start } => octets.len() - start,
+            };
+            let skip = sent.min(len);
+            sent -= skip;
+            if skip < len {
+                let chunk = match piece {
+                    Piece::Borrowed(octets) => octets[skip..].to_vec().into(),
+                    Piece::Owned { octets, start } => Chunk::Owned { octets, start: start + skip },
+                };
+                queue.get_or_insert_default().push(chunk, 0);
             }
-            sent = sent.saturating_sub(len);
-        };
-        let mut at = range.start;
-        for (before, chunk) in between {
-            keep(buffer[at..before].to_vec().into());
-            keep(chunk);
-            at = before;
-        }
-        keep(buffer[at..range.end].to_vec().into());
+        });
     }
 
-    /// Hands the front of the queue to `send` until all of it is sent (`Ok(true)`) or no more is taken.
+    /// Hands the front of the queue to `send` until all of it is sent, no more is taken, or the connection has had its
+    /// share of the turn. `send` returns how many octets were taken.
     pub(super) fn flush(
         &mut self,
         mut send: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Flushed> {
+        let mut left = FLUSH_LEN_MAX;
         while !self.is_empty() {
+            if left == 0 {
+                return Ok(Flushed::Share);
+            }
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
+            let (mut count, mut len) = (0, 0);
             for (slice, octets) in slices.iter_mut().zip(self.slices()) {
+                let octets = &octets[..octets.len().min(left - len)];
                 *slice = IoSlice::new(octets);
+                len += octets.len();
                 count += 1;
+                if len == left {
+                    break;
+                }
             }
             match send(&slices[..count]) {
-                Ok(sent) => self.advance(sent),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Ok(0) => return Ok(Flushed::Blocked),
+                Ok(sent) => {
+                    self.advance(sent);
+                    left -= sent;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        Ok(Flushed::All)
     }
 
     fn slices(&self) -> impl Iterator<Item = &[u8]> {
@@ -156,6 +255,7 @@ impl SendQueue {
             }
             sent -= left;
             self.progress = 0;
+            self.cost -= front.cost();
             self.chunks.pop_front();
         }
         debug_assert_eq!(sent, 0, "more sent than was queued");
@@ -163,61 +263,25 @@ impl SendQueue {
 
     /// See [`Backend::drop_oldest`](super::Backend::drop_oldest).
     pub(super) fn drop_oldest(&mut self, target: usize) -> u32 {
-        let (mut messages, mut index) = (0, usize::from(self.progress > 0));
-        while self.len > target && index < self.chunks.len() {
-            match &self.chunks[index] {
-                Chunk::Shared(publication) => {
-                    messages += publication.messages;
-                    self.len -= publication.octets.len();
-                    self.chunks.remove(index);
-                }
-                Chunk::Owned { .. } => index += 1,
-            }
-        }
+        let begun = usize::from(self.progress > 0);
+        let (mut messages, mut excess) = (0, self.weight().saturating_sub(target));
+        let (len, cost) = (&mut self.len, &mut self.cost);
+        let mut index = 0;
+        // One pass: taking chunks out one by one would move all that follow, each time.
+        self.chunks.retain(|chunk| {
+            index += 1;
+            let Some(dropped) = chunk.droppable().filter(|_| excess > 0 && index > begun) else {
+                return true;
+            };
+            let octets = chunk.octets().len();
+            messages += dropped;
+            excess = excess.saturating_sub(octets + CHUNK_COST);
+            *len -= octets;
+            *cost -= chunk.cost();
+            false
+        });
         messages
     }
-}
-
-/// A reply in more pieces than this goes through the queue.
-const PIECES_MAX: usize = 16;
-
-/// Sends a reply of [`Backend`](super::Backend) in one call. Returns how much of it was taken; nothing if it is in too
-/// many pieces.
-#[inline]
-pub(super) fn send_reply(
-    socket: &Socket,
-    buffer: &[u8],
-    range: &Range<usize>,
-    between: &[(usize, Chunk)],
-    flags: i32,
-) -> io::Result<usize> {
-    if between.is_empty() {
-        return socket.send_with_flags(&buffer[range.clone()], flags);
-    }
-    if between.len() >= PIECES_MAX / 2 {
-        return Ok(0);
-    }
-    let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-    let mut count = 0;
-    for (slice, piece) in slices.iter_mut().zip(pieces(buffer, range, between)) {
-        *slice = IoSlice::new(piece);
-        count += 1;
-    }
-    socket.send_vectored_with_flags(&slices[..count], flags)
-}
-
-/// A reply of [`Backend`](super::Backend), piece by piece.
-fn pieces<'a>(
-    buffer: &'a [u8],
-    range: &Range<usize>,
-    between: &'a [(usize, Chunk)],
-) -> impl Iterator<Item = &'a [u8]> {
-    let (mut at, end) = (range.start, range.end);
-    between
-        .iter()
-        .map(|(before, chunk)| (*before, chunk.octets()))
-        .chain([(end, &[][..])])
-        .flat_map(move |(before, octets)| [&buffer[std::mem::replace(&mut at, before)..before], octets])
 }
 
 #[cfg(test)]
@@ -264,11 +328,14 @@ mod tests {
                 expected.extend_from_slice(&octets[sent..]);
                 queue.push(if *is_shared { shared(octets) } else { octets.clone().into() }, sent);
             }
-            prop_assert_eq!(queue.len(), expected.len());
+            prop_assert_eq!(queue.len, expected.len());
             let mut all = sent(&mut queue, &budgets);
-            prop_assert_eq!(queue.len(), expected.len() - all.len());
+            prop_assert_eq!(queue.len, expected.len() - all.len());
+            let costs: usize = queue.chunks.iter().map(Chunk::cost).sum();
+            prop_assert_eq!(queue.cost, costs);
             all.extend(sent(&mut queue, &[usize::MAX]));
             prop_assert!(queue.is_empty());
+            prop_assert_eq!((queue.len, queue.cost), (0, 0));
             prop_assert_eq!(all, expected);
         }
     }
@@ -278,12 +345,46 @@ mod tests {
         let mut queue = SendQueue::default();
         queue.push(shared(b"begun"), 2);
         queue.push(Chunk::from(b"pong".to_vec()), 0);
+        queue.push(shared(&[1; 2000]), 0);
+        queue.push(shared(&[2; 2000]), 0);
+        assert_eq!(queue.drop_oldest(queue.weight() - 1), 1);
+        assert_eq!(sent(&mut queue, &[7]), b"gunpong");
+        assert_eq!((queue.len, queue.drop_oldest(0), queue.len, queue.cost), (2000, 1, 0, 0));
+    }
+
+    #[test]
+    fn short_publications_are_put_together_and_dropped_with_their_count() {
+        let mut queue = SendQueue::default();
+        for _ in 0..10_000 {
+            queue.push(shared(b"ab"), 0);
+        }
+        assert_eq!(queue.len, 20_000);
+        assert!(queue.weight() < 25_000 && queue.cost() < 60_000, "{} {}", queue.weight(), queue.cost());
+        let dropped = queue.drop_oldest(10_000);
+        assert_eq!(queue.len, 2 * (10_000 - dropped as usize));
+        assert!(queue.weight() <= 10_000 && dropped < 8_000);
+    }
+
+    #[test]
+    fn a_reply_is_never_put_together_with_a_publication() {
+        let mut queue = SendQueue::default();
         queue.push(shared(b"one"), 0);
+        queue.push(Chunk::from(b"pong".to_vec()), 0);
+        queue.push(Chunk::from(b"pong".to_vec()), 0);
         queue.push(shared(b"two"), 0);
-        assert_eq!(queue.drop_oldest(10), 1);
-        assert_eq!(queue.len(), 10);
-        assert_eq!(sent(&mut queue, &[100]), b"gunpongtwo");
-        queue.push(shared(b"one"), 0);
-        assert_eq!((queue.drop_oldest(0), queue.len()), (1, 0));
+        assert_eq!(queue.chunks.len(), 3);
+        assert_eq!(queue.drop_oldest(0), 2);
+        assert_eq!(sent(&mut queue, &[100]), b"pongpong");
+    }
+
+    #[test]
+    fn a_connection_that_catches_up_leaves_others_their_turn() {
+        let mut queue = SendQueue::default();
+        queue.push(Chunk::from(vec![1; 4 * FLUSH_LEN_MAX + 1]), 0);
+        let mut turns = 0;
+        while queue.flush(|slices| Ok(slices[0].len().min(100_000))).unwrap() == Flushed::Share {
+            turns += 1;
+        }
+        assert_eq!((turns, queue.is_empty()), (4, true));
     }
 }

@@ -2,22 +2,22 @@
 //! a kernel and a network would: how finely reads are cut, how little a send takes, what comes first, and
 //! when a connection is reset. The same seed gives the same run.
 //!
-//! A [`Network`] is the test's side, a [`SimBackend`] the server's. Time is the test's own: it passes only
-//! where [`Network::let_pass`] allows it, and only when nothing else can happen.
+//! A [`Network`] is the test's side, a [`SimBackend`] the server's; [`super::uring::sim`] puts the driver of io_uring on
+//! the same network. Time is the test's own: it passes only where [`Network::let_pass`] allows it, and only when nothing
+//! else can happen.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io;
-use std::ops::Range;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use slab::Slab;
-
-use super::queue::SendQueue;
-use super::{Backend, Chunk, Completion, ConnId, Wake};
+use super::Wake;
+use super::transport::{Driver, Entry, Event, Io, Links, Transport};
+use crate::memory::Meter;
 
 /// A small generator (SplitMix64): the simulator's only source of chance.
 #[derive(Clone, Debug)]
@@ -77,6 +77,8 @@ struct Peer {
     in_flight: VecDeque<u8>,
     received: Vec<u8>,
     is_accepted: bool,
+    /// The server has closed its end.
+    is_closed: bool,
     end: End,
 }
 
@@ -97,6 +99,7 @@ pub struct Network(Rc<RefCell<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
+    now: Instant,
     chance: Chance,
     peers: Vec<Peer>,
     /// Whether anything has happened in this turn.
@@ -113,9 +116,14 @@ const QUIET_TURNS: u32 = 20;
 impl Network {
     /// A network without peers.
     pub fn new(seed: u64) -> Self {
-        let (chance, peers) = (Chance::new(seed), Vec::new());
-        let time_left = Duration::ZERO;
-        Self(Rc::new(RefCell::new(Inner { chance, peers, moved: false, quiet_turns: 0, time_left })))
+        Self(Rc::new(RefCell::new(Inner {
+            now: Instant::now(),
+            chance: Chance::new(seed),
+            peers: Vec::new(),
+            moved: false,
+            quiet_turns: 0,
+            time_left: Duration::ZERO,
+        })))
     }
 
     /// Adds a peer that connects.
@@ -129,6 +137,7 @@ impl Network {
             in_flight: VecDeque::new(),
             received: Vec::new(),
             is_accepted: false,
+            is_closed: false,
             end: End::No,
         });
         inner.peers.len() - 1
@@ -172,108 +181,34 @@ impl Network {
     }
 }
 
-/// See the module.
-pub struct SimBackend {
-    network: Network,
-    waker: Arc<Flag>,
-    now: Instant,
-    connections: Slab<Connection>,
-    generation: u32,
-    is_accepting: bool,
-    buffer: Vec<u8>,
-    received: usize,
-    work: Vec<u32>,
-    ended: VecDeque<(u32, Option<io::Error>)>,
-    receive_buffer_bytes: usize,
-}
-
-struct Connection {
-    peer: PeerId,
-    generation: u32,
-    eof: bool,
-    is_finishing: bool,
-    fin_sent: bool,
-    ended: bool,
-    queue: Option<Box<SendQueue>>,
-}
-
-#[derive(Default)]
-struct Flag(AtomicBool);
-
-impl Wake for Flag {
-    fn wake(&self) {
-        self.0.store(true, SeqCst);
+/// What the server's side of the simulation does, whatever it is driven by.
+impl Network {
+    pub(super) fn clock(&self) -> Instant {
+        self.0.borrow().now
     }
-}
 
-impl SimBackend {
-    /// A backend that accepts the peers of `network`.
-    pub fn new(network: &Network, receive_buffer_bytes: usize) -> Self {
-        Self {
-            network: network.clone(),
-            waker: Arc::default(),
-            now: Instant::now(),
-            connections: Slab::new(),
-            generation: 0,
-            is_accepting: true,
-            buffer: vec![0; receive_buffer_bytes],
-            received: 0,
-            work: Vec::new(),
-            ended: VecDeque::new(),
-            receive_buffer_bytes,
+    /// Something may be so, once in `times`.
+    pub(super) fn one_in(&self, times: u64) -> bool {
+        self.0.borrow_mut().chance.one_in(times)
+    }
+
+    /// Puts a list in an order of chance.
+    pub(super) fn shuffle<T>(&self, list: &mut [T]) {
+        let mut inner = self.0.borrow_mut();
+        for end in (1..list.len()).rev() {
+            list.swap(end, (inner.chance.number() % (end as u64 + 1)) as usize);
         }
     }
 
-    /// The most octets that wait in any connection's send queue.
-    pub fn queued_max(&self) -> usize {
-        self.connections
-            .iter()
-            .filter_map(|(_, connection)| connection.queue.as_ref())
-            .map(|queue| queue.len())
-            .max()
-            .unwrap_or(0)
-    }
-
-    fn id(&self, index: u32) -> ConnId {
-        ConnId { index, generation: self.connections[index as usize].generation }
-    }
-
-    fn accept(&mut self) -> Option<Completion> {
-        let mut network = self.network.0.borrow_mut();
-        let network = &mut *network;
-        let waiting = network.peers.iter().position(|peer| !peer.is_accepted)?;
-        if !self.is_accepting || network.chance.one_in(3) {
-            return None;
-        }
-        network.peers[waiting].is_accepted = true;
-        network.moved = true;
-        self.generation += 1;
-        let generation = self.generation;
-        let index = self.connections.insert(Connection {
-            peer: waiting,
-            generation,
-            eof: false,
-            is_finishing: false,
-            fin_sent: false,
-            ended: false,
-            queue: None,
-        });
-        Some(Completion::Accepted(ConnId { index: index as u32, generation }))
-    }
-
-    /// Everything that can happen to one connection in a turn, each by chance.
-    fn visit(&mut self, index: u32) -> Option<Completion> {
-        let connection = self.connections.get_mut(index as usize).filter(|connection| !connection.ended)?;
-        {
-            let mut network = self.network.0.borrow_mut();
-            let Inner { chance, peers, moved, .. } = &mut *network;
-            let peer = &mut peers[connection.peer];
-            if peer.script.resets && chance.one_in(20) {
+    /// Begins a turn: peers read, or reset, by chance, and time passes if nothing else has happened for long enough.
+    pub(super) fn begin_turn(&self, timeout: Option<Duration>) {
+        let mut inner = self.0.borrow_mut();
+        let Inner { chance, peers, moved, .. } = &mut *inner;
+        for peer in peers.iter_mut().filter(|peer| peer.is_accepted && !peer.is_closed) {
+            if peer.script.resets && peer.end != End::Reset && chance.one_in(20) {
                 peer.end = End::Reset;
+                peer.in_flight.clear();
                 *moved = true;
-                drop(network);
-                self.end(index, Some(io::ErrorKind::ConnectionReset.into()));
-                return None;
             }
             if peer.script.reads && !peer.in_flight.is_empty() {
                 let len = 1 + chance.below(peer.in_flight.len());
@@ -281,231 +216,301 @@ impl SimBackend {
                 *moved = true;
             }
         }
-        if connection.queue.is_some() && self.flush(index) {
-            return None;
+        inner.quiet_turns = if std::mem::take(&mut inner.moved) { 0 } else { inner.quiet_turns + 1 };
+        if inner.quiet_turns > QUIET_TURNS && !inner.time_left.is_zero() {
+            let time = timeout.unwrap_or(Duration::MAX).max(Duration::from_millis(1)).min(inner.time_left);
+            inner.time_left -= time;
+            inner.quiet_turns = 0;
+            inner.now += time;
         }
-        self.read(index)
     }
 
-    fn read(&mut self, index: u32) -> Option<Completion> {
-        let connection = &mut self.connections[index as usize];
-        if connection.queue.is_some() || connection.eof || connection.ended {
+    /// A turn in which work was left over is not a quiet one.
+    pub(super) fn is_busy(&self) {
+        self.0.borrow_mut().moved = true;
+    }
+
+    /// The next connection, if one waits and chance has it so.
+    pub(super) fn accept(&self) -> Option<SimSocket> {
+        let mut inner = self.0.borrow_mut();
+        let inner = &mut *inner;
+        let peer = inner.peers.iter().position(|peer| !peer.is_accepted)?;
+        if inner.chance.one_in(3) {
             return None;
         }
-        let mut network = self.network.0.borrow_mut();
-        let Inner { chance, peers, moved, .. } = &mut *network;
-        let peer = &mut peers[connection.peer];
+        inner.peers[peer].is_accepted = true;
+        inner.moved = true;
+        Some(SimSocket { network: self.clone(), peer, fin_sent: false, eof: false })
+    }
+}
+
+/// The server's end of one connection.
+#[derive(Debug)]
+pub struct SimSocket {
+    network: Network,
+    pub(super) peer: PeerId,
+    fin_sent: bool,
+    eof: bool,
+}
+
+impl SimSocket {
+    /// Octets of the peer, or 0 at its end.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut inner = self.network.0.borrow_mut();
+        let Inner { chance, peers, moved, .. } = &mut *inner;
+        let peer = &mut peers[self.peer];
+        if peer.end == End::Reset {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         let left = peer.script.sends.len() - peer.sent;
-        if chance.one_in(4) || (left == 0 && !peer.script.fin) {
-            return None;
+        if chance.one_in(4) || self.eof || (left == 0 && !peer.script.fin) {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         *moved = true;
         if left == 0 {
-            connection.eof = true;
-            drop(network);
-            if !connection.is_finishing {
-                return Some(Completion::Eof(self.id(index)));
-            }
-            if connection.fin_sent {
-                self.end(index, None);
-            }
-            return None;
+            self.eof = true;
+            return Ok(0);
         }
-        let len = 1 + chance.below(left.min(self.receive_buffer_bytes));
-        self.buffer[..len].copy_from_slice(&peer.script.sends[peer.sent..peer.sent + len]);
+        let len = 1 + chance.below(left.min(buffer.len()));
+        buffer[..len].copy_from_slice(&peer.script.sends[peer.sent..peer.sent + len]);
         peer.sent += len;
-        if connection.is_finishing {
-            return None;
-        }
-        self.received = len;
-        drop(network);
-        Some(Completion::Received(self.id(index)))
+        Ok(len)
     }
 
-    /// Whether the connection has ended over it.
-    fn flush(&mut self, index: u32) -> bool {
-        let connection = &mut self.connections[index as usize];
-        let Some(queue) = &mut connection.queue else { return false };
-        let mut network = self.network.0.borrow_mut();
-        let Inner { chance, peers, moved, .. } = &mut *network;
-        let peer = &mut peers[connection.peer];
-        let flushed = queue.flush(|slices| {
-            let len: usize = slices.iter().map(|slice| slice.len()).sum();
-            let taken = take(chance, peer, len)?;
-            *moved = true;
-            let octets = slices.iter().flat_map(|slice| slice.iter().copied());
-            peer.in_flight.extend(octets.take(taken));
-            Ok(taken)
-        });
-        drop(network);
-        if flushed.is_ok_and(|all| all) {
-            connection.queue = None;
-            self.sent(index);
-        }
-        self.connections[index as usize].ended
+    /// Whether it takes octets.
+    pub(super) fn has_room(&self) -> bool {
+        let inner = self.network.0.borrow();
+        let peer = &inner.peers[self.peer];
+        peer.end == End::Reset || peer.in_flight.len() < peer.script.capacity
     }
 
-    fn sent(&mut self, index: u32) {
-        let connection = &mut self.connections[index as usize];
-        if connection.is_finishing && !connection.fin_sent {
-            connection.fin_sent = true;
-            let mut network = self.network.0.borrow_mut();
-            network.moved = true;
-            network.peers[connection.peer].end = End::Fin;
-            drop(network);
-            if connection.eof {
-                self.end(index, None);
-            }
+    /// Whether octets of the peer, or its end, are there.
+    pub(super) fn has_unread(&self) -> bool {
+        let inner = self.network.0.borrow();
+        let peer = &inner.peers[self.peer];
+        peer.sent < peer.script.sends.len()
+    }
+}
+
+impl Io for SimSocket {
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut inner = self.network.0.borrow_mut();
+        let Inner { chance, peers, moved, .. } = &mut *inner;
+        let peer = &mut peers[self.peer];
+        assert!(!self.fin_sent, "sent after FIN");
+        if peer.end == End::Reset {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let room = peer.script.capacity - peer.in_flight.len();
+        let taken = match room.min(len) {
+            0 => return Err(io::ErrorKind::WouldBlock.into()),
+            _ if chance.one_in(8) => return Err(io::ErrorKind::WouldBlock.into()),
+            most => 1 + chance.below(most),
+        };
+        *moved = true;
+        peer.in_flight.extend(pieces.iter().flat_map(|piece| piece.iter().copied()).take(taken));
+        Ok(taken)
+    }
+
+    fn shutdown(&mut self) {
+        let mut inner = self.network.0.borrow_mut();
+        self.fin_sent = true;
+        inner.moved = true;
+        if inner.peers[self.peer].end == End::No {
+            inner.peers[self.peer].end = End::Fin;
         }
     }
 
-    fn end(&mut self, index: u32, error: Option<io::Error>) {
-        let connection = &mut self.connections[index as usize];
-        debug_assert!(!connection.ended);
-        connection.ended = true;
-        connection.queue = None;
-        let mut network = self.network.0.borrow_mut();
-        network.moved = true;
-        let peer = &mut network.peers[connection.peer];
+    fn has_input(&self) -> bool {
+        self.has_unread()
+    }
+}
+
+impl Drop for SimSocket {
+    fn drop(&mut self) {
+        let mut inner = self.network.0.borrow_mut();
+        inner.moved = true;
+        let peer = &mut inner.peers[self.peer];
         // As the kernel does: closing with octets unread, or without FIN, resets, and what is in flight is lost.
-        if peer.sent < peer.script.sends.len() || !connection.fin_sent {
+        peer.is_closed = true;
+        if peer.end == End::Reset || peer.sent < peer.script.sends.len() || !self.fin_sent {
             peer.end = End::Reset;
             peer.in_flight.clear();
         } else {
             peer.received.extend(peer.in_flight.drain(..));
         }
-        drop(network);
-        self.ended.push_back((index, error));
-    }
-
-    fn live(&self, conn: ConnId) -> bool {
-        let connection = &self.connections[conn.index as usize];
-        assert_eq!(connection.generation, conn.generation, "a connection is used after it was closed");
-        !connection.ended
     }
 }
 
-/// How many of `len` octets the connection takes.
-fn take(chance: &mut Chance, peer: &Peer, len: usize) -> io::Result<usize> {
-    let room = peer.script.capacity - peer.in_flight.len();
-    match room.min(len) {
-        0 => Err(io::ErrorKind::WouldBlock.into()),
-        _ if chance.one_in(8) => Err(io::ErrorKind::WouldBlock.into()),
-        most => Ok(1 + chance.below(most)),
+/// Wakes nothing: the simulation asks.
+#[derive(Default)]
+pub(super) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, SeqCst)
     }
 }
 
-impl Backend for SimBackend {
+impl Wake for Flag {
+    fn wake(&self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// The backend on a simulated network, as readiness.
+pub type SimBackend = Transport<SimDriver>;
+
+/// See the module.
+pub struct SimDriver {
+    network: Network,
+    waker: Arc<Flag>,
+    is_accepting: bool,
+    buffer: Vec<u8>,
+    received: usize,
+    work: Vec<(u32, Visit)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Visit {
+    Write,
+    Read,
+}
+
+/// What a connection is in the simulation.
+pub struct SimIo {
+    socket: SimSocket,
+    wants_writable: bool,
+    failed: bool,
+}
+
+impl Io for SimIo {
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.socket.send(pieces)
+    }
+
+    fn shutdown(&mut self) {
+        self.socket.shutdown();
+    }
+
+    fn has_input(&self) -> bool {
+        self.socket.has_input()
+    }
+}
+
+impl SimBackend {
+    /// A backend that accepts the peers of `network`.
+    pub fn new(network: &Network, receive_buffer_bytes: usize, meter: Meter) -> Self {
+        let driver = SimDriver {
+            network: network.clone(),
+            waker: Arc::default(),
+            is_accepting: true,
+            buffer: vec![0; receive_buffer_bytes],
+            received: 0,
+            work: Vec::new(),
+        };
+        Self::on(driver, meter)
+    }
+}
+
+impl SimDriver {
+    /// What can happen to one connection in a turn, by chance.
+    fn visit(&mut self, index: u32, visit: Visit, entry: &mut Entry<SimIo>) -> Option<Event<SimIo>> {
+        let Entry { link, io } = entry;
+        match visit {
+            Visit::Write => {
+                if io.wants_writable && io.socket.has_room() && !self.network.one_in(4) {
+                    io.wants_writable = false;
+                    return Some(Event::Writable(index));
+                }
+            }
+            Visit::Read if link.takes_input() && !link.eof && !io.failed => {
+                match io.socket.read(&mut self.buffer) {
+                    Ok(0) => return Some(Event::Eof(index)),
+                    Ok(len) => {
+                        self.received = len;
+                        return Some(Event::Received(index));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => {
+                        io.failed = true;
+                        return Some(Event::Failed(index, error));
+                    }
+                }
+            }
+            Visit::Read => {}
+        }
+        None
+    }
+}
+
+impl Driver for SimDriver {
+    type Io = SimIo;
+
     fn waker(&self) -> Arc<dyn Wake> {
         self.waker.clone()
     }
 
-    fn now(&self) -> Instant {
-        self.now
+    fn clock(&self) -> Instant {
+        self.network.clock()
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let mut network = self.network.0.borrow_mut();
-        network.quiet_turns = if std::mem::take(&mut network.moved) { 0 } else { network.quiet_turns + 1 };
-        if network.quiet_turns > QUIET_TURNS && !network.time_left.is_zero() {
-            let time = timeout.unwrap_or(Duration::MAX).max(Duration::from_millis(1)).min(network.time_left);
-            network.time_left -= time;
-            network.quiet_turns = 0;
-            self.now += time;
+    fn wait(&mut self, links: &mut Links<SimIo>, timeout: Option<Duration>) -> io::Result<()> {
+        // What the worker does with the rest of the buffer must not matter.
+        self.buffer.fill(0xDB);
+        if timeout == Some(Duration::ZERO) {
+            self.network.is_busy();
         }
-        self.work = self.connections.iter().map(|(index, _)| index as u32).collect();
-        for end in (1..self.work.len()).rev() {
-            self.work.swap(end, (network.chance.number() % (end as u64 + 1)) as usize);
-        }
+        self.network.begin_turn(timeout);
+        let visits = |(index, _)| [(index as u32, Visit::Write), (index as u32, Visit::Read)];
+        self.work = links.iter().flat_map(visits).collect();
+        self.network.shuffle(&mut self.work);
         Ok(())
     }
 
-    fn next(&mut self) -> Option<Completion> {
-        loop {
-            if let Some((index, error)) = self.ended.pop_front() {
-                let conn = self.id(index);
-                self.connections.remove(index as usize);
-                return Some(Completion::Closed(conn, error));
-            }
-            if self.waker.0.swap(false, SeqCst) {
-                return Some(Completion::Woken);
-            }
-            if let Some(completion) = self.accept() {
-                return Some(completion);
-            }
-            let Some(index) = self.work.pop() else {
-                if self.ended.is_empty() {
-                    return None;
-                }
-                continue;
-            };
-            if let Some(completion) = self.visit(index) {
-                return Some(completion);
+    fn next(&mut self, links: &mut Links<SimIo>) -> Option<Event<SimIo>> {
+        if self.waker.take() {
+            return Some(Event::Woken);
+        }
+        if self.is_accepting
+            && let Some(socket) = self.network.accept()
+        {
+            return Some(Event::Accepted(SimIo { socket, wants_writable: false, failed: false }));
+        }
+        while let Some((index, visit)) = self.work.pop() {
+            let entry = links.get_mut(index as usize).filter(|entry| !entry.link.ended);
+            if let Some(entry) = entry
+                && let Some(event) = self.visit(index, visit, entry)
+            {
+                return Some(event);
             }
         }
+        None
     }
 
-    fn received(&mut self) -> &mut [u8] {
+    fn buffer(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.received]
     }
 
-    fn reply(&mut self, conn: ConnId, range: Range<usize>, between: Vec<(usize, Chunk)>) {
-        let mut at = range.start;
-        for (before, chunk) in between {
-            self.send(conn, self.buffer[at..before].to_vec().into());
-            self.send(conn, chunk);
-            at = before;
-        }
-        self.send(conn, self.buffer[at..range.end].to_vec().into());
-        // What the worker does with the rest of the buffer must not matter.
-        self.buffer.fill(0xDB);
+    fn open(&mut self, _: &mut Entry<SimIo>, _: u32) -> io::Result<()> {
+        Ok(())
     }
 
-    fn send(&mut self, conn: ConnId, chunk: Chunk) {
-        if !self.live(conn) || chunk.octets().is_empty() {
-            return;
-        }
-        let connection = &mut self.connections[conn.index as usize];
-        assert!(!connection.fin_sent, "sent after FIN");
-        let had_queue = connection.queue.is_some();
-        connection.queue.get_or_insert_default().push(chunk, 0);
-        if !had_queue {
-            self.flush(conn.index);
-        }
+    fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> io::Result<SimIo> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn queued(&self, conn: ConnId) -> usize {
-        self.connections[conn.index as usize].queue.as_ref().map_or(0, |queue| queue.len())
+    fn receive(&mut self, _: &mut Entry<SimIo>, _: u32) {}
+
+    fn stop_receiving(&mut self, _: &mut Entry<SimIo>, _: u32) {}
+
+    fn want_writable(&mut self, entry: &mut Entry<SimIo>, _: u32) {
+        entry.io.wants_writable = true;
     }
 
-    fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32 {
-        if !self.live(conn) {
-            return 0;
-        }
-        let connection = &mut self.connections[conn.index as usize];
-        let Some(queue) = &mut connection.queue else { return 0 };
-        let dropped = queue.drop_oldest(target);
-        if queue.is_empty() {
-            connection.queue = None;
-            self.sent(conn.index);
-        }
-        dropped
-    }
-
-    fn finish(&mut self, conn: ConnId) {
-        if self.live(conn) {
-            let connection = &mut self.connections[conn.index as usize];
-            connection.is_finishing = true;
-            if connection.queue.is_none() {
-                self.sent(conn.index);
-            }
-        }
-    }
-
-    fn close(&mut self, conn: ConnId) {
-        if self.live(conn) {
-            self.end(conn.index, None);
-        }
+    fn end(&mut self, _: &mut Entry<SimIo>, _: u32) -> bool {
+        true
     }
 
     fn stop_accepting(&mut self) {

@@ -3,7 +3,7 @@
 //! It is fed the buffer that was just received, cut anywhere, and works in place. A client's frame header
 //! is at least four octets longer than the reply's, so a server's replies are written over their own
 //! requests and form one contiguous range of the buffer, [`Replies::range`]. Only what cannot be in place
-//! (a message that was cut by a read or sent in fragments) is an allocation of its own, [`Owned`].
+//! (a message that was cut by a read or sent in fragments) is an allocation of its own.
 //!
 //! Start at [`Connection::receive`]. It must never do I/O, read a clock or panic on what a peer sent.
 
@@ -17,6 +17,7 @@ use super::{
     CloseCode, Codecs, Compressors, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close,
 };
 use crate::mask::{self, MaskingKey};
+use crate::replies::Replies;
 use deflate::{Compression, Inflating};
 
 /// Octets left free in front of a message that is put together, for the header of its reply.
@@ -56,69 +57,6 @@ pub struct Limits {
     pub message_size_max: u64,
     /// The most frames a message may be cut into; more are refused with 1008.
     pub fragments_max: u32,
-}
-
-/// The replies to one receive, in order: a range of the receive buffer, with owned frames standing between.
-#[derive(Debug, Default)]
-pub struct Replies {
-    range: Range<usize>,
-    owned: Vec<Owned>,
-}
-
-/// A frame in an allocation of its own.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Owned {
-    /// The position in the receive buffer before which it is to be sent.
-    pub at: usize,
-    /// The frame, from `start` on.
-    pub octets: Vec<u8>,
-    /// How many octets at the front of `octets` are no part of the frame.
-    pub start: usize,
-}
-
-impl Replies {
-    /// Empties it, for replies that begin at `at` in the next buffer.
-    #[inline]
-    pub fn clear(&mut self, at: usize) {
-        self.range = at..at;
-        self.owned.clear();
-    }
-
-    /// Makes the next `len` octets of the buffer part of the replies, as they stand.
-    #[inline]
-    pub fn extend(&mut self, len: usize) {
-        self.range.end += len;
-    }
-
-    /// Moves all places by `count` octets: what was a buffer is a part of a longer one, `count` octets in.
-    pub fn advance(&mut self, count: usize) {
-        self.range = self.range.start + count..self.range.end + count;
-        self.owned.iter_mut().for_each(|owned| owned.at += count);
-    }
-
-    /// The replies that stand in the receive buffer.
-    #[inline]
-    pub fn range(&self) -> Range<usize> {
-        self.range.clone()
-    }
-
-    /// The others, each with its place among them. Nearly always empty.
-    #[inline]
-    pub fn owned(&mut self) -> &mut Vec<Owned> {
-        &mut self.owned
-    }
-
-    /// All octets in the order in which they are to be sent; a copy, for tests and for small drivers.
-    pub fn to_vec(&self, buffer: &[u8]) -> Vec<u8> {
-        let (mut all, mut at) = (Vec::new(), self.range.start);
-        for owned in &self.owned {
-            all.extend_from_slice(&buffer[at..owned.at]);
-            all.extend_from_slice(&owned.octets[owned.start..]);
-            at = owned.at;
-        }
-        all.extend_from_slice(&buffer[at..self.range.end]);
-        all
-    }
 }
 
 /// A frame whose payload has not all arrived.
@@ -689,7 +627,7 @@ impl Input<'_> {
     }
 
     fn push(&mut self, octets: Vec<u8>, start: usize) {
-        self.replies.owned.push(Owned { at: self.replies.range.end, octets, start });
+        self.replies.push(octets, start);
     }
 }
 

@@ -12,8 +12,9 @@ pub mod handshake;
 mod message;
 mod utf8;
 
+pub use crate::replies::Replies;
 pub use close::CloseCode;
-pub use connection::{Connection, Limits, Owned, Replies, Role, State};
+pub use connection::{Connection, Limits, Role, State};
 pub use deflate::{Codecs, Compressors, DeflateSettings};
 pub use error::ProtocolError;
 pub use extension::{

@@ -21,9 +21,10 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 pub use metrics::{Counter, Counters};
-pub use simulation::{OneWorker, Simulation};
+pub use simulation::{Drive, OneWorker, Simulation};
 
 use crate::config::{Config, Io};
+use crate::memory::Meter;
 use crate::net::epoll::EpollBackend;
 use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Endpoint, Listener};
@@ -285,7 +286,7 @@ fn work(
     let options = config.uring_options();
     let (result, uring) = match config.io {
         Io::Epoll => (Ok(()), None),
-        Io::Auto | Io::Uring => match UringBackend::new(&options) {
+        Io::Auto | Io::Uring => match UringBackend::new(&options, Meter::default()) {
             Ok(backend) => (Ok(()), Some(backend)),
             Err(error) => (Err(error), None),
         },
@@ -301,7 +302,7 @@ fn work(
         }
         None => {
             let buffer = config.receive_buffer_bytes as usize;
-            let backend = EpollBackend::new(listeners, buffer);
+            let backend = EpollBackend::new(listeners, buffer, Meter::default());
             serve(index, shared, backend, ready)
         }
     }

@@ -9,8 +9,8 @@ use super::hub::Encoding;
 use crate::config::Mode;
 use crate::proto::handshake::{HandshakeLimits, HeadScanner, Rejection, Request, UpgradePolicy};
 use crate::proto::{
-    CloseCode, Codecs, Connection, DeflateParams, DeflatePolicy, Handler, Limits, Message, Owned, Replies,
-    Reply, State,
+    CloseCode, Codecs, Connection, DeflateParams, DeflatePolicy, Handler, Limits, Message, Replies, Reply,
+    State,
 };
 
 /// What sessions share, parsed once from the configuration.
@@ -194,8 +194,7 @@ impl Session {
                     let rest = &mut buffer[at..];
                     step = self.received(rest, rules, context, codecs, replies);
                     // The answers go before everything else that there is to say.
-                    let first = Owned { at: replies.range().start, octets: answers, start: 0 };
-                    replies.owned().insert(0, first);
+                    replies.push_front(answers);
                     replies.advance(at);
                     return step;
                 }
@@ -211,7 +210,7 @@ impl Session {
         }
         replies.clear(0);
         if !answers.is_empty() {
-            replies.owned().push(Owned { at: 0, octets: answers, start: 0 });
+            replies.push(answers, 0);
         }
         step
     }

@@ -8,8 +8,11 @@ use std::time::Duration;
 use super::worker::Worker;
 use super::{Counters, Shared, StartError};
 use crate::config::Config;
+use crate::memory::Meter;
 use crate::net::Backend;
 use crate::net::sim::{Network, SimBackend};
+use crate::net::transport::{Driver, Transport};
+use crate::net::uring::sim::SimUringBackend;
 
 /// A worker on any backend, which the caller turns. For tests, fuzzing and benchmarks.
 pub struct OneWorker<B> {
@@ -55,17 +58,64 @@ impl<B: Backend> OneWorker<B> {
 /// A worker that serves the peers of a [`Network`].
 pub struct Simulation {
     network: Network,
-    worker: OneWorker<SimBackend>,
+    worker: Box<dyn Simulated>,
 }
+
+/// What a simulated server drives its connections with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// Readiness, as epoll has it.
+    Readiness,
+    /// The driver of io_uring, on a ring in memory.
+    Ring,
+}
+
+/// A worker on any simulated backend.
+trait Simulated {
+    fn turn(&mut self) -> bool;
+    fn queued_max(&self) -> usize;
+    fn stop(&self);
+    fn counters(&self) -> &Counters;
+}
+
+impl<D: Driver> Simulated for OneWorker<Transport<D>> {
+    fn turn(&mut self) -> bool {
+        self.worker.turn().expect("the simulator does not fail")
+    }
+
+    fn queued_max(&self) -> usize {
+        self.backend().queued_max()
+    }
+
+    fn stop(&self) {
+        Self::stop(self);
+    }
+
+    fn counters(&self) -> &Counters {
+        Self::counters(self)
+    }
+}
+
+/// Receive buffers of a simulated ring: few, so that they run out.
+const BUFFER_COUNT: u16 = 4;
 
 impl Simulation {
     /// A server as `config` has it, whose network is `network`.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: Config, network: &Network) -> Result<Self, StartError> {
-        let backend = SimBackend::new(network, config.receive_buffer_bytes as usize);
-        Ok(Self { network: network.clone(), worker: OneWorker::new(config, backend)? })
+    pub fn new(config: Config, network: &Network, drive: Drive) -> Result<Self, StartError> {
+        let (buffer_len, meter) = (config.receive_buffer_bytes as usize, Meter::default());
+        let worker: Box<dyn Simulated> = match drive {
+            Drive::Readiness => {
+                Box::new(OneWorker::new(config, SimBackend::new(network, buffer_len, meter))?)
+            }
+            Drive::Ring => {
+                let backend = SimUringBackend::simulated(network, buffer_len, BUFFER_COUNT, meter);
+                Box::new(OneWorker::new(config, backend)?)
+            }
+        };
+        Ok(Self { network: network.clone(), worker })
     }
 
     /// Serves until nothing can happen any more without time passing, or until the drain is over. Returns the
@@ -76,8 +126,8 @@ impl Simulation {
     pub fn run(&mut self, turns_max: u32) -> usize {
         let mut queued_max = 0;
         for _ in 0..turns_max {
-            let goes_on = self.worker.turn().expect("the simulator does not fail");
-            queued_max = queued_max.max(self.worker.backend().queued_max());
+            let goes_on = self.worker.turn();
+            queued_max = queued_max.max(self.worker.queued_max());
             if !goes_on || self.network.is_quiet() {
                 return queued_max;
             }

@@ -14,7 +14,7 @@ use super::hub::{Hub, Policy};
 use super::inbox::{Inbox, Mail};
 use super::metrics::Counters;
 use super::session::{Awaits, Session, Step};
-use crate::net::{Backend, Chunk, Completion, ConnId};
+use crate::net::{Backend, Completion, ConnId};
 use crate::proto::{CloseCode, Codecs, Compressors, Replies};
 
 /// How often a drain goes on with its next connections.
@@ -160,7 +160,7 @@ impl<B: Backend> Worker<B> {
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
             Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
-            Completion::Woken => {}
+            Completion::Connected(_) | Completion::Blocked(_) | Completion::Woken => {}
         }
     }
 
@@ -173,20 +173,11 @@ impl<B: Backend> Worker<B> {
         let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
         let rules = &self.shared.rules;
         let step = session.received(buffer, rules, &mut context, &mut self.codecs, &mut self.replies);
-        let between = self.replies.owned();
-        let between = if between.is_empty() {
-            Vec::new()
-        } else {
-            between
-                .drain(..)
-                .map(|owned| (owned.at, Chunk::Owned { octets: owned.octets, start: owned.start }))
-                .collect()
-        };
         if step == Step::Finish {
             // What it published before its Close is owed to it too, and goes before our Close.
             self.flush_hub();
         }
-        self.backend.reply(conn, self.replies.range(), between);
+        self.backend.reply(conn, &mut self.replies);
         match step {
             Step::Wait => {}
             Step::Active => self.set_deadline(conn),

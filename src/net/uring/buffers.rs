@@ -13,15 +13,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::cqueue;
-use io_uring::types::BufRingEntry;
+use super::ring::{Done, Ring};
 
-use super::ring::Ring;
-
-/// A ring has one group of buffers.
-pub(super) const GROUP: u16 = 0;
 const PAGE: usize = 4096;
 /// Buffers that are used before all others, and keep their memory.
 const KEPT: u16 = 64;
@@ -38,16 +32,12 @@ const GAP: usize = 17 * 64;
 
 /// See the module.
 pub(super) struct Buffers {
-    /// The entries that tell the kernel which buffers it has, then the buffers.
     memory: NonNull<u8>,
     memory_len: usize,
-    first_at: usize,
     count: u16,
     buffer_len: usize,
     /// From one buffer to the next.
     stride: usize,
-    /// Counts the entries ever written. Wraps.
-    tail: u16,
     /// How many of them the kernel has, if all its completions were taken.
     posted: u16,
     /// Nobody's, the one used last at the end: of those that keep their memory, and of the others.
@@ -95,10 +85,14 @@ impl<T> Starved<T> {
         }
     }
 
-    /// Begins a turn. Returns how many connections wait.
-    pub(super) fn begin_turn(&mut self) -> usize {
+    /// Begins a turn.
+    pub(super) fn begin_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);
         self.waiting.extend(self.fed.drain(..));
+    }
+
+    /// How many connections wait for their turn.
+    pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
@@ -116,11 +110,10 @@ impl Buffers {
     ///
     /// # Safety
     /// They are dropped after the ring is closed, or after all its operations have ended.
-    pub(super) unsafe fn new(ring: &Ring, count: u16, buffer_len: usize) -> io::Result<Self> {
+    pub(super) unsafe fn new(ring: &mut impl Ring, count: u16, buffer_len: usize) -> io::Result<Self> {
         assert!(count.is_power_of_two(), "the kernel wants a power of two");
-        let first_at = (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(PAGE);
         let stride = buffer_len.next_multiple_of(64) + GAP;
-        let memory_len = first_at + usize::from(count) * stride;
+        let memory_len = usize::from(count) * stride;
         // SAFETY: a new mapping, that overlaps nothing.
         let memory = unsafe {
             libc::mmap(
@@ -139,31 +132,27 @@ impl Buffers {
         let mut buffers = Self {
             memory,
             memory_len,
-            first_at,
             count,
             buffer_len,
             stride,
-            tail: 0,
             posted: 0,
             spare: (0..count.min(KEPT)).rev().collect(),
             spare_others: (KEPT..count).rev().collect(),
             typical_len: 0,
         };
-        let address = memory.as_ptr() as u64;
-        // SAFETY: the mapping is page-aligned, long enough for the entries, and outlives the registration,
-        // as the caller promises.
-        unsafe { ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }?;
-        buffers.post();
+        ring.register_buffers(count)?;
+        // SAFETY: as the caller promises.
+        unsafe { buffers.post(ring) };
         Ok(buffers)
     }
 
     /// The buffer that a completion hands over, if it does.
     #[inline]
-    pub(super) fn take(&mut self, completion: &cqueue::Entry) -> Option<Buffer> {
-        let index = cqueue::buffer_select(completion.flags())?;
+    pub(super) fn take(&mut self, done: &Done) -> Option<Buffer> {
+        let index = done.buffer?;
         assert!(index < self.count, "the kernel knows our buffers only");
         self.posted -= 1;
-        let len = completion.result().max(0) as u32;
+        let len = done.result.max(0) as u32;
         self.typical_len = self.typical_len - self.typical_len / 16 + len as usize / 16;
         Some(Buffer { index, len })
     }
@@ -202,26 +191,25 @@ impl Buffers {
     }
 
     /// Hands the kernel as many buffers as it shall have. To be called before it may need one.
-    pub(super) fn post(&mut self) {
+    ///
+    /// # Safety
+    /// `ring` is the one that they were made with.
+    pub(super) unsafe fn post(&mut self, ring: &mut impl Ring) {
         let fit = (HOT_LEN / self.typical_len.max(1)).min(usize::from(self.count)) as u16;
         let goal = fit.max(POSTED_MIN.min(self.count));
-        let entries = self.memory.cast::<BufRingEntry>().as_ptr();
         while self.posted < goal
             && let Some(index) = self.spare.pop().or_else(|| self.spare_others.pop())
         {
-            let address = self.address(index) as u64;
-            // SAFETY: the place is inside of the mapping and aligned, and the kernel does not look at it
-            // before the tail has moved past it: no more than `count` buffers are ever in the ring.
-            let entry = unsafe { &mut *entries.add(usize::from(self.tail & (self.count - 1))) };
-            entry.set_addr(address);
-            entry.set_len(self.buffer_len as u32);
-            entry.set_bid(index);
-            self.tail = self.tail.wrapping_add(1);
+            // SAFETY: the buffer is inside of the mapping and nobody's, and is not looked at before it comes back.
+            unsafe { ring.provide(index, self.address(index), self.buffer_len as u32) };
             self.posted += 1;
         }
-        // SAFETY: the tail is an aligned u16 inside of the mapping, that only we write.
-        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(entries).cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
+        ring.publish();
+    }
+
+    /// Octets in each of them.
+    pub(super) fn len(&self) -> usize {
+        self.buffer_len
     }
 
     /// How many buffers the kernel has, if all its completions were taken.
@@ -232,8 +220,8 @@ impl Buffers {
     #[inline]
     fn address(&self, index: u16) -> *mut u8 {
         debug_assert!(index < self.count);
-        // SAFETY: the mapping holds `count` buffers from `first_at` on.
-        unsafe { self.memory.as_ptr().add(self.first_at + usize::from(index) * self.stride) }
+        // SAFETY: the mapping holds `count` buffers.
+        unsafe { self.memory.as_ptr().add(usize::from(index) * self.stride) }
     }
 
     #[cfg(test)]

@@ -9,13 +9,14 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use io_uring::cqueue;
 use slab::Slab;
+use socket2::SockRef;
 
-use super::buffers::{self, Buffer, Buffers, Starved};
-use super::ring::Ring;
-use super::{GENERATION_MASK, Op, Unavailable, join, self_test, sent, split};
+use super::buffers::{Buffer, Buffers, Starved};
+use super::ring::{Done, KernelRing, Ring as _};
+use super::{GENERATION_MASK, Op, Submit, Unavailable, UringDriver, UringOptions, join, split};
 pub use crate::net::ConnId;
+use crate::net::sent;
 
 /// Receive buffers, and octets in each of them: as the server's, by default.
 const BUFFER_COUNT: u16 = 512;
@@ -40,7 +41,7 @@ pub enum Event {
 /// Receives and sends for the sockets of one thread. See the module.
 pub struct ClientRing {
     // Before what its operations use, so that it is closed first.
-    ring: Ring,
+    ring: KernelRing,
     buffers: Buffers,
     /// Octets in flight, which nobody looks at until they have come back.
     sends: Slab<(ConnId, Vec<u8>)>,
@@ -70,12 +71,21 @@ impl ClientRing {
     /// io_uring cannot be used here.
     pub fn new() -> Result<Self, Unavailable> {
         let failed = |operation| move |source| Unavailable { operation, source };
-        let mut ring = Ring::new(COMPLETIONS).map_err(failed("io_uring_setup"))?;
-        // SAFETY: `buffers` is declared after `ring` in this function's result, and here is dropped without
-        // any operation in flight on it but the self-test's, which ends with its ring.
-        let buffers = unsafe { Buffers::new(&ring, BUFFER_COUNT, BUFFER_LEN) };
-        let mut buffers = buffers.map_err(failed("io_uring_register, provided buffers"))?;
-        self_test(&mut ring, &mut buffers).map_err(failed("a multishot receive"))?;
+        let options = UringOptions {
+            buffer_count: BUFFER_COUNT,
+            buffer_bytes: BUFFER_LEN as u32,
+            completions: COMPLETIONS,
+            submit: Submit::All,
+        };
+        let ring = KernelRing::new(COMPLETIONS).map_err(failed("io_uring_setup"))?;
+        let mut driver =
+            UringDriver::on(ring, &options).map_err(failed("io_uring_register, provided buffers"))?;
+        driver.self_test().map_err(failed("a multishot receive"))?;
+        drop(driver);
+        let mut ring = KernelRing::new(COMPLETIONS).map_err(failed("io_uring_setup"))?;
+        // SAFETY: `buffers` is declared after `ring` in this function's result.
+        let buffers = unsafe { Buffers::new(&mut ring, BUFFER_COUNT, BUFFER_LEN) };
+        let buffers = buffers.map_err(failed("io_uring_register, provided buffers"))?;
         Ok(Self {
             ring,
             buffers,
@@ -92,7 +102,7 @@ impl ClientRing {
     /// Reports whenever `fd` becomes readable, as an edge. It is to stay open as long as the ring.
     pub fn watch(&mut self, fd: RawFd) {
         self.watched = Some(fd);
-        self.ring.poll_readable(fd, join(Op::Wake, 0, 0));
+        self.ring.poll_readable_of(fd, join(Op::Wake, 0, 0));
     }
 
     /// Receives from `socket`, which must not be O_NONBLOCK, until [`close`](Self::close). Of the generation 28 bits
@@ -109,7 +119,9 @@ impl ClientRing {
     }
 
     fn arm(&mut self, index: u32, receiving: Receiving) {
-        self.ring.receive(receiving.fd, buffers::GROUP, join(Op::Receive, index, receiving.generation));
+        // SAFETY: its owner closes it by `close` only.
+        let socket = unsafe { BorrowedFd::borrow_raw(receiving.fd) };
+        self.ring.receive(&SockRef::from(&socket), join(Op::Receive, index, receiving.generation));
     }
 
     /// An empty buffer for octets to send, with the memory of one that was sent if there is one.
@@ -126,7 +138,7 @@ impl ClientRing {
         let (_, octets) = entry.insert((conn, octets));
         let octets: *const [u8] = octets.as_slice();
         // SAFETY: `sends` keeps them, and changes nothing about them, until the completion was taken.
-        unsafe { self.ring.send(socket.as_raw_fd(), octets, user_data) };
+        unsafe { self.ring.send(&SockRef::from(&socket), octets, user_data) };
     }
 
     /// Stops to receive from a connection, and closes it once nothing in the ring refers to it.
@@ -147,8 +159,10 @@ impl ClientRing {
     /// The interface itself failed.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.release_current();
-        self.buffers.post();
-        for _ in 0..self.starved.begin_turn().min(self.buffers.posted_count()) {
+        // SAFETY: it is the ring that they were made with.
+        unsafe { self.buffers.post(&mut self.ring) };
+        self.starved.begin_turn();
+        for _ in 0..self.starved.len().min(self.buffers.posted_count()) {
             let conn = self.starved.pop().expect("there are this many");
             if let Some(&mut receiving) = self.receiving_of(conn.index, conn.generation) {
                 self.arm(conn.index, receiving);
@@ -165,13 +179,13 @@ impl ClientRing {
         self.release_current();
         loop {
             let completion = self.ring.next()?;
-            let (op, index, generation) = split(completion.user_data());
+            let (op, index, generation) = split(completion.user_data);
             let event = match op {
                 Op::Receive => self.received_on(index, generation, &completion),
-                Op::Send => Some(self.sent_on(index, completion.result())),
+                Op::Send => Some(self.sent_on(index, completion.result)),
                 Op::Wake => {
-                    if let Some(fd) = self.watched.filter(|_| !cqueue::more(completion.flags())) {
-                        self.ring.poll_readable(fd, join(Op::Wake, 0, 0));
+                    if let Some(fd) = self.watched.filter(|_| !completion.more) {
+                        self.ring.poll_readable_of(fd, join(Op::Wake, 0, 0));
                     }
                     Some(Event::Readable)
                 }
@@ -199,7 +213,7 @@ impl ClientRing {
     }
 
     #[inline]
-    fn received_on(&mut self, index: u32, generation: u32, completion: &cqueue::Entry) -> Option<Event> {
+    fn received_on(&mut self, index: u32, generation: u32, completion: &Done) -> Option<Event> {
         let buffer = self.buffers.take(completion);
         let turn = self.starved.turn();
         let Some(receiving) = self.receiving_of(index, generation) else {
@@ -210,11 +224,11 @@ impl ClientRing {
             return None;
         };
         let conn = ConnId { index, generation };
-        let result = completion.result();
+        let result = completion.result;
         let again = *receiving;
         if result > 0 {
             receiving.fed_in = turn;
-            if !cqueue::more(completion.flags()) {
+            if !completion.more {
                 self.arm(index, again);
             }
             self.current = buffer;
@@ -266,7 +280,7 @@ impl ClientRing {
 
 impl Drop for ClientRing {
     fn drop(&mut self) {
-        if !self.ring.cancel_all(drop) {
+        if !self.ring.cancel_all(|_| false) {
             // The kernel may still read or write this memory, however long that takes.
             self.buffers.leak();
             std::mem::forget(std::mem::take(&mut self.sends));

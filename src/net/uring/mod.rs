@@ -1,50 +1,47 @@
-//! The backend on io_uring: one ring, one call into the kernel for each turn.
+//! The driver on io_uring: one ring, one call into the kernel for each turn.
 //!
-//! Accepting and receiving are multishot: armed once, they complete again and again, each receive in a
-//! buffer of its own. Short replies and publications are submissions, so that a turn costs one call however
-//! many there are; long replies are sent at once, while they are in the cache (`docs/io-uring.md` has the
-//! measurements behind that). No send ever waits in the kernel: what a socket
-//! does not take is queued, and a poll says when it takes more. So the only memory that the kernel uses
-//! while nobody looks are the receive buffers and, until the end of the next `wait`, what was submitted.
+//! Accepting and receiving are multishot: armed once, they complete again and again, each receive in a buffer of its
+//! own. A connection that always has more than it was given would take all buffers that way, so it receives once at a
+//! time, when its turn has come. Short replies and publications are submissions, so that a turn costs one call however
+//! many there are; long replies are sent at once, while they are in the cache (`docs/io-uring.md` has the measurements
+//! behind that). No send ever waits in the kernel: what a socket does not take is queued, and a poll says when it
+//! takes more. So the only memory that the kernel uses while nobody looks are the receive buffers and, until the end
+//! of the next `wait`, what was submitted.
 //!
-//! While anything is queued for a connection, what it received is set aside, and the receive is cancelled
-//! at the first octets of that kind: they are what one pass of the kernel brought, at most 32 buffers.
-//!
-//! A slot is used again, and its descriptor closed, only after the last completion of every operation on
-//! it. Start at [`UringBackend::next`].
+//! A slot is used again, and its descriptor closed, only after the last completion of every operation on it. Start at
+//! [`UringDriver::next`](Driver::next).
 
 mod buffers;
 pub mod client;
-mod connection;
 mod ring;
+pub mod sim;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::ops::Range;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::io::{self, IoSlice, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::cqueue;
-use slab::Slab;
 use socket2::Socket;
 
 use self::buffers::{Buffer, Buffers, Starved};
-use self::connection::{Connection, Finish, Submitted};
-use self::ring::Ring;
-use super::queue::{SendQueue, send_reply};
-use super::{ACCEPT_PAUSE, Backend, Chunk, Completion, ConnId, Listener, Wake, is_exhaustion, sent};
+use self::ring::{Done, KernelRing, Ring, RingSocket};
+use super::transport::{Driver, Entry, Event, Io, Links, Transport};
+use super::{ACCEPT_PAUSE, ACCEPTS_MAX, Chunk, GENERATION_MASK, Listener, Wake, is_exhaustion};
+use crate::memory::Meter;
+use crate::replies::Replies;
 
-/// Generations have 28 bits, which is what an operation's number leaves of a completion's user data.
-const GENERATION_MASK: u32 = u32::MAX >> OP_BITS;
+/// An operation's number stands in the top bits of its user data.
 const OP_BITS: u32 = 4;
 /// No connection's index.
 const NOBODY: u32 = u32::MAX;
 /// See [`Submit::All`].
 const SUBMIT_LEN_MAX: usize = 4096;
-const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+/// What connections that receive once at a time are given in one turn, all together and each at least, in octets.
+const TURN_LEN: usize = 4 << 20;
+const BITE_MIN: usize = 64 << 10;
 /// How long the kernel may take to bring one octet from one end of a socket pair to the other.
 const SELF_TEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -93,25 +90,27 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// The backend on io_uring.
+pub type UringBackend = Transport<UringDriver<KernelRing>>;
+
 /// See the module.
-pub struct UringBackend {
-    // Before `buffers`, so that the ring is closed first.
-    ring: Ring,
+pub struct UringDriver<R: Ring> {
+    // Before `buffers` and `submitted`, so that the ring is closed first.
+    ring: R,
     buffers: Buffers,
-    waker: Arc<EventFd>,
+    /// By link: the one send that may be in flight.
+    submitted: Vec<Submitted>,
+    waker: Arc<dyn Wake>,
     submit: Submit,
     now: Instant,
-    connections: Slab<Connection>,
-    generation: u32,
-    acceptors: Vec<Acceptor>,
+    acceptors: Vec<Acceptor<R::Socket>>,
     accept_again: Option<Instant>,
-    current: Current,
-    /// Connections whose queue is empty again, and that have octets set aside or an end to report.
-    resumed: VecDeque<u32>,
-    /// Connections that are not received from because there was no buffer.
+    /// Connections that the ring has accepted, and whose turn comes, so many in this turn.
+    accepted: VecDeque<R::Socket>,
+    accepts_left: u32,
+    current: Option<Buffer>,
+    /// Connections that are not received from because there was no buffer, or because they receive once at a time.
     starved: Starved<u32>,
-    /// Connections whose end is still to be reported. No operation is in flight on them.
-    ended: VecDeque<u32>,
 }
 
 /// What an operation does, in the top bits of its user data.
@@ -125,16 +124,9 @@ enum Op {
     Cancel,
 }
 
-/// What [`Backend::received`] is.
-enum Current {
-    Nothing,
-    Buffer(Buffer),
-    SetAside(Vec<u8>),
-}
-
-struct Acceptor {
+struct Acceptor<S> {
     /// `None` once accepting was stopped and its operation has ended.
-    socket: Option<Socket>,
+    socket: Option<S>,
     state: Accepting,
 }
 
@@ -148,47 +140,93 @@ enum Accepting {
     Stopped,
 }
 
-/// Wakes a ring from any thread.
-struct EventFd(File);
+/// What a connection is on a ring. Every operation is told to it when it is pushed and when its last completion is
+/// taken, so that it is known when nothing refers to the slot any more.
+pub struct UringIo<S> {
+    socket: S,
+    receive: Receive,
+    /// The poll for writability is in flight.
+    polls: bool,
+    /// It is being connected.
+    connects: bool,
+    /// A send is in flight.
+    sends: bool,
+    /// It had more than it was given, so it receives once at a time.
+    is_greedy: bool,
+    /// The last turn in which it had a receive buffer. Wraps.
+    fed_in: u32,
+}
 
-impl Wake for EventFd {
-    fn wake(&self) {
-        // It fails only if the counter is at its limit, and then the wake-up is on its way.
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receive {
+    /// Nothing is in flight.
+    Off,
+    On,
+    /// In flight, and so is its cancellation.
+    Cancelled,
+    /// Nothing is in flight, and the connection stands in `starved`.
+    Starved,
+}
+
+/// The one send that may be in flight.
+enum Submitted {
+    Nothing,
+    Chunk(Chunk),
+    /// From `start` on.
+    Reply {
+        buffer: Buffer,
+        start: u32,
+        len: u32,
+    },
+}
+
+impl<S: RingSocket> Io for UringIo<S> {
+    #[inline]
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.socket.send(pieces)
+    }
+
+    fn shutdown(&mut self) {
+        self.socket.shutdown();
+    }
+
+    fn has_input(&self) -> bool {
+        // What it receives into was looked at: only what waits for a buffer is in the kernel.
+        self.socket.has_input()
+    }
+}
+
+impl<S> UringIo<S> {
+    fn new(socket: S, connects: bool) -> Self {
+        Self {
+            socket,
+            receive: Receive::Off,
+            polls: false,
+            connects,
+            sends: false,
+            is_greedy: false,
+            fed_in: 0,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.receive, Receive::Off | Receive::Starved) && !self.polls && !self.sends
     }
 }
 
 impl UringBackend {
-    /// A backend for the calling thread. Every operation that it needs has been tried when this returns.
+    /// A backend for the calling thread. Every operation that it needs has been tried when this returns. What waits in
+    /// it is counted by `meter`.
     ///
     /// # Errors
     /// io_uring cannot be used here.
-    pub fn new(options: &UringOptions) -> Result<Self, Unavailable> {
+    pub fn new(options: &UringOptions, meter: Meter) -> Result<Self, Unavailable> {
         let failed = |operation| move |source| Unavailable { operation, source };
-        let mut ring = Ring::new(options.completions).map_err(failed("io_uring_setup"))?;
-        let bytes = options.buffer_bytes as usize;
-        // SAFETY: `buffers` is declared after `ring` in this function's result, and here is dropped without
-        // any operation in flight on it but the self-test's, which ends with its ring.
-        let buffers = unsafe { Buffers::new(&ring, options.buffer_count, bytes) };
-        let mut buffers = buffers.map_err(failed("io_uring_register, provided buffers"))?;
-        self_test(&mut ring, &mut buffers).map_err(failed("a multishot receive"))?;
-        let waker = Arc::new(event_fd().map_err(failed("eventfd"))?);
-        ring.poll_readable(waker.0.as_raw_fd(), join(Op::Wake, 0, 0));
-        Ok(Self {
-            ring,
-            buffers,
-            waker,
-            submit: options.submit,
-            now: Instant::now(),
-            connections: Slab::new(),
-            generation: 0,
-            acceptors: Vec::new(),
-            accept_again: None,
-            current: Current::Nothing,
-            resumed: VecDeque::new(),
-            starved: Starved::new(),
-            ended: VecDeque::new(),
-        })
+        let ring = KernelRing::new(options.completions).map_err(failed("io_uring_setup"))?;
+        let mut driver =
+            UringDriver::on(ring, options).map_err(failed("io_uring_register, provided buffers"))?;
+        driver.self_test().map_err(failed("a multishot receive"))?;
+        Ok(Self::on(driver, meter))
     }
 
     /// Accepts from `listeners` from the next turn on. To be called once at most.
@@ -196,93 +234,224 @@ impl UringBackend {
     /// # Errors
     /// What the kernel said.
     pub fn listen(&mut self, listeners: Vec<Listener>) -> io::Result<()> {
-        assert!(self.acceptors.is_empty(), "listeners have one index for the life of the backend");
+        let mut sockets = Vec::new();
         for listener in listeners {
             // With O_NONBLOCK an operation fails where it should wait.
             listener.socket.set_nonblocking(false)?;
-            self.acceptors.push(Acceptor { socket: Some(listener.socket), state: Accepting::No });
+            sockets.push(listener.socket);
         }
-        self.arm_acceptors();
+        self.driver_mut().listen(sockets);
         Ok(())
+    }
+}
+
+impl<R: Ring> UringDriver<R> {
+    fn on(mut ring: R, options: &UringOptions) -> io::Result<Self> {
+        // SAFETY: `buffers` is declared after `ring` in this function's result, and here is dropped without
+        // any operation in flight on it.
+        let buffers =
+            unsafe { Buffers::new(&mut ring, options.buffer_count, options.buffer_bytes as usize) }?;
+        Ok(Self {
+            waker: ring.waker(join(Op::Wake, 0, 0)),
+            buffers,
+            submitted: Vec::new(),
+            submit: options.submit,
+            now: ring.clock(),
+            acceptors: Vec::new(),
+            accept_again: None,
+            accepted: VecDeque::new(),
+            accepts_left: 0,
+            current: None,
+            starved: Starved::new(),
+            ring,
+        })
+    }
+
+    fn listen(&mut self, sockets: Vec<R::Socket>) {
+        assert!(self.acceptors.is_empty(), "listeners have one index for the life of the backend");
+        let acceptor = |socket| Acceptor { socket: Some(socket), state: Accepting::No };
+        self.acceptors = sockets.into_iter().map(acceptor).collect();
+        self.arm_acceptors();
     }
 
     fn arm_acceptors(&mut self) {
         for (index, acceptor) in self.acceptors.iter_mut().enumerate() {
             if let (Accepting::No, Some(socket)) = (acceptor.state, &acceptor.socket) {
                 acceptor.state = Accepting::Yes;
-                self.ring.accept(socket.as_raw_fd(), join(Op::Accept, index as u32, 0));
+                self.ring.accept(socket, join(Op::Accept, index as u32, 0));
             }
         }
     }
 
-    /// The connection, unless its end is only still to be reported.
-    fn live(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        let connection = &mut self.connections[conn.index as usize];
-        debug_assert_eq!(connection.generation, conn.generation, "a connection is used after it was closed");
-        (!connection.ended).then_some(connection)
-    }
-
-    fn id(&self, index: u32) -> ConnId {
-        ConnId { index, generation: self.connections[index as usize].generation }
-    }
-
-    fn complete(&mut self, completion: &cqueue::Entry) -> Option<Completion> {
-        let (op, index, generation) = split(completion.user_data());
+    fn take(
+        &mut self,
+        done: &Done,
+        links: &mut Links<UringIo<R::Socket>>,
+    ) -> Option<Event<UringIo<R::Socket>>> {
+        let (op, index, generation) = split(done.user_data);
         debug_assert!(
             !matches!(op, Op::Receive | Op::Send | Op::Writable)
-                || self.connections[index as usize].generation == generation,
+                || links[index as usize].link.generation == generation,
             "a slot is used again only after every operation on it has ended"
         );
         match op {
-            Op::Receive => self.received_on(index, completion),
-            Op::Send => {
-                self.sent_on(index, completion.result());
-                None
-            }
-            Op::Writable => {
-                self.connections[index as usize].polls = false;
-                if self.connections[index as usize].ended {
-                    self.settle(index)
-                } else {
-                    self.flush(index)
-                }
-                None
-            }
-            Op::Accept => self.accepted(index as usize, completion),
+            Op::Receive => self.received_on(index, done, &mut links[index as usize]),
+            Op::Send => self.sent_on(index, done.result, &mut links[index as usize]),
+            Op::Writable => self.writable_on(index, &mut links[index as usize]),
+            Op::Accept => self.accepted_on(index as usize, done),
             Op::Wake => {
-                let _ = (&self.waker.0).read(&mut [0; 8]);
-                if !cqueue::more(completion.flags()) {
-                    self.ring.poll_readable(self.waker.0.as_raw_fd(), join(Op::Wake, 0, 0));
-                }
-                Some(Completion::Woken)
+                self.ring.woken(done);
+                Some(Event::Woken)
             }
             Op::Cancel => {
-                if completion.result() < 0 {
-                    self.not_cancelled(index, generation);
+                if done.result < 0 && index != NOBODY {
+                    let entry = links.get_mut(index as usize);
+                    if let Some(entry) = entry.filter(|entry| entry.link.generation == generation) {
+                        self.not_cancelled(index, entry);
+                    }
                 }
                 None
             }
         }
     }
 
-    fn accepted(&mut self, index: usize, completion: &cqueue::Entry) -> Option<Completion> {
-        let accepted = accepted_socket(completion);
-        let acceptor = &mut self.acceptors[index];
-        let goes_on = cqueue::more(completion.flags());
-        if acceptor.state == Accepting::Stopped {
-            if !goes_on {
-                acceptor.socket = None;
+    #[inline]
+    fn received_on(
+        &mut self,
+        index: u32,
+        done: &Done,
+        entry: &mut Entry<UringIo<R::Socket>>,
+    ) -> Option<Event<UringIo<R::Socket>>> {
+        let buffer = self.buffers.take(done);
+        let Entry { link, io } = &mut *entry;
+        if !done.more {
+            io.receive = Receive::Off;
+        }
+        if done.result <= 0 || link.ended {
+            return self.received_nothing(index, done.result, buffer, entry);
+        }
+        let buffer = buffer.expect("octets come in a buffer");
+        let turn = self.starved.turn();
+        // Who fills what it was given, or has a second buffer in a turn, is likely to have more.
+        io.is_greedy = buffer.len as usize >= BITE_MIN.min(self.buffers.len());
+        io.fed_in = turn;
+        self.current = Some(buffer);
+        if io.receive == Receive::Off {
+            self.receive(entry, index);
+        }
+        Some(Event::Received(index))
+    }
+
+    /// The peer's end, errors, and what arrives for who has ended.
+    #[cold]
+    fn received_nothing(
+        &mut self,
+        index: u32,
+        result: i32,
+        buffer: Option<Buffer>,
+        entry: &mut Entry<UringIo<R::Socket>>,
+    ) -> Option<Event<UringIo<R::Socket>>> {
+        if let Some(buffer) = buffer {
+            self.buffers.release(buffer);
+        }
+        if entry.link.ended {
+            return settle(index, entry);
+        }
+        match -result {
+            0 => Some(Event::Eof(index)),
+            libc::ENOBUFS => {
+                entry.io.receive = Receive::Starved;
+                self.starved.push(index, entry.io.fed_in);
+                Some(Event::Starved(index))
             }
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
+                if entry.io.receive == Receive::Off && entry.link.takes_input() {
+                    self.receive(entry, index);
+                }
+                None
+            }
+            error => Some(Event::Failed(index, io::Error::from_raw_os_error(error))),
+        }
+    }
+
+    /// A submitted send has completed.
+    #[inline]
+    fn sent_on(
+        &mut self,
+        index: u32,
+        result: i32,
+        entry: &mut Entry<UringIo<R::Socket>>,
+    ) -> Option<Event<UringIo<R::Socket>>> {
+        entry.io.sends = false;
+        let submitted = std::mem::replace(&mut self.submitted[index as usize], Submitted::Nothing);
+        let done = result.max(0) as usize;
+        let len = match &submitted {
+            Submitted::Nothing => unreachable!("a send that completes was submitted"),
+            Submitted::Chunk(chunk) => chunk.octets().len(),
+            Submitted::Reply { len, .. } => *len as usize,
+        };
+        let mut rest = None;
+        match submitted {
+            Submitted::Reply { buffer, start, .. } => {
+                if done < len && !entry.link.ended {
+                    let reply = start as usize + done..start as usize + len;
+                    rest = Some((Chunk::from(self.buffers.octets(&buffer)[reply].to_vec()), 0));
+                }
+                self.buffers.release(buffer);
+            }
+            Submitted::Chunk(chunk) if done < len => rest = Some((chunk, done)),
+            _ => {}
+        }
+        if entry.link.ended {
+            return settle(index, entry);
+        }
+        if done == len && entry.link.is_done_sending() {
+            entry.link.in_flight = 0;
             return None;
         }
-        if !goes_on {
-            acceptor.state = Accepting::No;
+        let is_passing = matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED);
+        let error = (result < 0 && !is_passing).then(|| io::Error::from_raw_os_error(-result));
+        Some(Event::Sent { index, rest, error })
+    }
+
+    fn writable_on(
+        &mut self,
+        index: u32,
+        entry: &mut Entry<UringIo<R::Socket>>,
+    ) -> Option<Event<UringIo<R::Socket>>> {
+        entry.io.polls = false;
+        if entry.link.ended {
+            return settle(index, entry);
         }
-        let completion = match accepted {
-            Ok(socket) => Some(Completion::Accepted(self.connect(socket))),
+        if !entry.io.connects {
+            return Some(Event::Writable(index));
+        }
+        match entry.io.socket.is_connected() {
+            Ok(true) => {
+                entry.io.connects = false;
+                self.receive(entry, index);
+                Some(Event::Connected(index))
+            }
+            Ok(false) => {
+                self.want_writable(entry, index);
+                None
+            }
+            Err(error) => Some(Event::Failed(index, error)),
+        }
+    }
+
+    fn accepted_on(&mut self, index: usize, done: &Done) -> Option<Event<UringIo<R::Socket>>> {
+        let accepted = self.ring.accepted(done);
+        let acceptor = &mut self.acceptors[index];
+        let failed = match accepted {
+            Ok(socket) => {
+                self.accepted.push_back(socket);
+                None
+            }
+            Err(_) if acceptor.state == Accepting::Stopped => None,
             Err(error) if is_exhaustion(&error) => {
                 self.accept_again = Some(self.now + ACCEPT_PAUSE);
-                return Some(Completion::AcceptFailed(error));
+                Some(Event::AcceptFailed(error))
             }
             Err(error) => {
                 // ECONNABORTED and the like: that peer is gone, the next may not be.
@@ -290,268 +459,298 @@ impl UringBackend {
                 None
             }
         };
-        if !goes_on && self.accept_again.is_none() {
-            self.arm_acceptors();
+        if done.more {
+            return failed;
         }
-        completion
+        if acceptor.state == Accepting::Stopped {
+            // What has arrived until now is accepted still; then the listener is closed.
+            if let Some(listener) = acceptor.socket.take() {
+                self.accepted.extend(std::iter::from_fn(|| listener.accept_waiting()));
+            }
+        } else {
+            acceptor.state = Accepting::No;
+            if self.accept_again.is_none() {
+                self.arm_acceptors();
+            }
+        }
+        failed
     }
 
-    #[inline]
-    fn release_current(&mut self) {
-        if let Current::Buffer(buffer) = std::mem::replace(&mut self.current, Current::Nothing) {
-            self.buffers.release(buffer);
+    /// The receive was not there to be cancelled. If it has not ended, it was just at work.
+    #[cold]
+    fn not_cancelled(&mut self, index: u32, entry: &mut Entry<UringIo<R::Socket>>) {
+        if entry.io.receive == Receive::Cancelled {
+            entry.io.receive = Receive::On;
+            if entry.link.ended || !entry.link.takes_input() {
+                self.stop_receiving(entry, index);
+            }
         }
+    }
+
+    /// Has those receive that wait for a buffer, as many as there are buffers, in order. One that always has more
+    /// receives once, so that it does not take the buffers of those behind it.
+    fn feed(&mut self, links: &mut Links<UringIo<R::Socket>>) {
+        let waiting = self.starved.len();
+        if waiting == 0 {
+            return;
+        }
+        let least = BITE_MIN.min(self.buffers.len());
+        let bite = (TURN_LEN / waiting).clamp(least, self.buffers.len());
+        let mut buffers = self.buffers.posted_count();
+        while buffers > 0
+            && let Some(index) = self.starved.pop()
+        {
+            // Another connection may have the slot by now, or the same one stand here twice.
+            let entry = links.get_mut(index as usize);
+            let Some(entry) = entry.filter(|entry| entry.io.receive == Receive::Starved) else { continue };
+            entry.io.receive = Receive::Off;
+            if entry.link.ended || entry.link.eof || !entry.link.takes_input() {
+                continue;
+            }
+            entry.io.receive = Receive::On;
+            buffers -= 1;
+            let user_data = join(Op::Receive, index, entry.link.generation);
+            if entry.io.is_greedy {
+                self.ring.receive_once(&entry.io.socket, bite as u32, user_data);
+            } else {
+                self.ring.receive(&entry.io.socket, user_data);
+            }
+        }
+    }
+
+    fn slot(&mut self, index: u32) -> &mut Submitted {
+        let index = index as usize;
+        if index >= self.submitted.len() {
+            self.submitted.resize_with(index + 1, || Submitted::Nothing);
+        }
+        &mut self.submitted[index]
     }
 }
 
-impl Backend for UringBackend {
+/// An ended connection is gone once the last of its operations is.
+fn settle<S>(index: u32, entry: &Entry<UringIo<S>>) -> Option<Event<UringIo<S>>> {
+    debug_assert!(entry.link.ended);
+    entry.io.is_idle().then_some(Event::Freed(index))
+}
+
+impl<R: Ring> Driver for UringDriver<R> {
+    type Io = UringIo<R::Socket>;
+
     fn waker(&self) -> Arc<dyn Wake> {
         self.waker.clone()
     }
 
-    fn now(&self) -> Instant {
-        self.now
+    fn clock(&self) -> Instant {
+        self.ring.clock()
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, links: &mut Links<Self::Io>, timeout: Option<Duration>) -> io::Result<()> {
         debug_assert!(!self.ring.is_ahead(), "the last turn's completions were not all taken");
-        self.release_current();
-        self.buffers.post();
-        let starved_count = self.starved.begin_turn();
-        if starved_count > 0 {
-            self.feed(starved_count);
-        }
+        // SAFETY: it is the ring that they were made with.
+        unsafe { self.buffers.post(&mut self.ring) };
+        self.starved.begin_turn();
+        self.feed(links);
         if self.accept_again.is_some_and(|at| at <= self.now) {
             self.accept_again = None;
             self.arm_acceptors();
         }
-        let timeout = if !self.ended.is_empty() || !self.resumed.is_empty() {
+        self.accepts_left = ACCEPTS_MAX;
+        // Who still waits for a buffer has it in the next turn, whatever becomes of those before.
+        let timeout = if self.starved.len() > 0 || !self.accepted.is_empty() {
             Some(Duration::ZERO)
         } else {
             let pause = self.accept_again.map(|at| at.saturating_duration_since(self.now));
             [timeout, pause].into_iter().flatten().min()
         };
         self.ring.enter(timeout)?;
-        self.now = Instant::now();
+        self.now = self.ring.clock();
         Ok(())
     }
 
     #[inline]
-    fn next(&mut self) -> Option<Completion> {
-        self.release_current();
-        loop {
-            if let Some(index) = self.ended.pop_front() {
-                return Some(self.report_end(index));
+    fn next(&mut self, links: &mut Links<Self::Io>) -> Option<Event<Self::Io>> {
+        while let Some(done) = self.ring.next() {
+            let event = self.take(&done, links);
+            if event.is_some() {
+                return event;
             }
-            let completion = match self.resumed.pop_front() {
-                Some(index) => self.resume_now(index),
-                None => {
-                    let completion = self.ring.next()?;
-                    self.complete(&completion)
-                }
-            };
-            if completion.is_some() {
-                return completion;
-            }
+        }
+        self.accepts_left = self.accepts_left.checked_sub(1)?;
+        self.accepted.pop_front().map(|socket| Event::Accepted(UringIo::new(socket, false)))
+    }
+
+    #[inline]
+    fn buffer(&mut self) -> &mut [u8] {
+        match &self.current {
+            Some(buffer) => self.buffers.octets(buffer),
+            None => &mut [],
         }
     }
 
     #[inline]
-    fn received(&mut self) -> &mut [u8] {
-        match &mut self.current {
-            Current::Nothing => &mut [],
-            Current::Buffer(buffer) => self.buffers.octets(buffer),
-            Current::SetAside(octets) => octets,
+    fn release(&mut self) {
+        if let Some(buffer) = self.current.take() {
+            self.buffers.release(buffer);
         }
     }
 
+    fn open(&mut self, entry: &mut Entry<Self::Io>, index: u32) -> io::Result<()> {
+        self.slot(index);
+        if entry.io.connects {
+            self.want_writable(entry, index);
+        } else {
+            self.receive(entry, index);
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, address: SocketAddr, source: Option<IpAddr>) -> io::Result<Self::Io> {
+        Ok(UringIo::new(self.ring.connect(address, source)?, true))
+    }
+
     #[inline]
-    fn reply(&mut self, conn: ConnId, range: Range<usize>, between: Vec<(usize, Chunk)>) {
-        let connection = &mut self.connections[conn.index as usize];
-        if connection.ended || (range.is_empty() && between.is_empty()) {
+    fn receive(&mut self, entry: &mut Entry<Self::Io>, index: u32) {
+        let Entry { link, io } = entry;
+        if io.receive != Receive::Off || link.eof || io.connects {
             return;
         }
-        let (is_clear, mut done) = (connection.is_clear(), 0);
-        if self.submit == Submit::All && is_clear && between.is_empty() && range.len() <= SUBMIT_LEN_MAX {
-            match std::mem::replace(&mut self.current, Current::Nothing) {
-                Current::Buffer(buffer) => {
-                    let octets: *const [u8] = &self.buffers.octets(&buffer)[range.clone()];
-                    let (start, len) = (range.start as u32, range.len() as u32);
-                    connection.submitted = Submitted::Reply { buffer, start, len };
-                    let fd = connection.socket.as_raw_fd();
-                    // SAFETY: the buffer is given back, and its octets may change, only when the completion
-                    // was taken.
-                    unsafe { self.ring.send(fd, octets, join(Op::Send, conn.index, conn.generation)) };
-                    return;
-                }
-                current => self.current = current,
-            }
+        if io.is_greedy {
+            io.receive = Receive::Starved;
+            return self.starved.push(index, io.fed_in);
         }
-        let octets: &[u8] = match &mut self.current {
-            Current::Nothing => &[],
-            Current::Buffer(buffer) => self.buffers.octets(buffer),
-            Current::SetAside(octets) => octets,
-        };
-        if is_clear {
-            match sent(send_reply(&connection.socket, octets, &range, &between, SEND_FLAGS)) {
-                Ok(len) => done = len,
-                Err(error) => return self.end(conn.index, Some(error)),
+        io.receive = Receive::On;
+        self.ring.receive(&io.socket, join(Op::Receive, index, link.generation));
+    }
+
+    fn stop_receiving(&mut self, entry: &mut Entry<Self::Io>, index: u32) {
+        match entry.io.receive {
+            Receive::On => {
+                entry.io.receive = Receive::Cancelled;
+                let generation = entry.link.generation;
+                let target = join(Op::Receive, index, generation);
+                self.ring.cancel(target, join(Op::Cancel, index, generation));
             }
-            if between.is_empty() && done == range.len() {
-                return;
-            }
+            Receive::Starved => entry.io.receive = Receive::Off,
+            Receive::Off | Receive::Cancelled => {}
         }
-        SendQueue::push_reply(&mut connection.queue, octets, range, between, done);
-        if is_clear && done == 0 {
-            // There are too many pieces for one call.
-            return self.flush(conn.index);
-        }
-        self.poll(conn.index);
     }
 
     #[inline]
-    fn send(&mut self, conn: ConnId, chunk: Chunk) {
-        let submits = self.submit != Submit::Nothing;
-        let Some(connection) = self.live(conn) else { return };
-        let mut start = 0;
-        if connection.is_clear() {
-            match chunk {
-                Chunk::Shared(publication) if submits => {
-                    let octets: *const [u8] = publication.octets.as_slice();
-                    connection.submitted = Submitted::Publication(publication);
-                    let fd = connection.socket.as_raw_fd();
-                    let user_data = join(Op::Send, conn.index, conn.generation);
-                    // SAFETY: the connection keeps the publication, whose octets nobody can change, until
-                    // the completion was taken.
-                    unsafe { self.ring.send(fd, octets, user_data) };
-                    return;
-                }
-                _ => match sent(connection.socket.send_with_flags(chunk.octets(), SEND_FLAGS)) {
-                    Ok(len) if len == chunk.octets().len() => return,
-                    Ok(len) => start = len,
-                    Err(error) => return self.end(conn.index, Some(error)),
-                },
-            }
+    fn submit_reply(&mut self, entry: &mut Entry<Self::Io>, index: u32, replies: &Replies) -> bool {
+        let range = replies.range();
+        if self.submit != Submit::All || !replies.is_in_place() || range.len() > SUBMIT_LEN_MAX {
+            return false;
         }
-        connection.queue.get_or_insert_default().push(chunk, start);
-        self.poll(conn.index);
+        let Some(buffer) = self.current.take() else { return false };
+        let octets: *const [u8] = &self.buffers.octets(&buffer)[range.clone()];
+        self.submitted[index as usize] =
+            Submitted::Reply { buffer, start: range.start as u32, len: range.len() as u32 };
+        entry.io.sends = true;
+        let user_data = join(Op::Send, index, entry.link.generation);
+        // SAFETY: the buffer is given back, and its octets may change, only when the completion was taken.
+        unsafe { self.ring.send(&entry.io.socket, octets, user_data) };
+        true
     }
 
-    fn queued(&self, conn: ConnId) -> usize {
-        let connection = &self.connections[conn.index as usize];
-        let submitted = match &connection.submitted {
-            Submitted::Nothing => 0,
-            Submitted::Publication(publication) => publication.octets.len(),
-            Submitted::Reply { len, .. } => *len as usize,
+    #[inline]
+    fn submit(&mut self, entry: &mut Entry<Self::Io>, index: u32, chunk: Chunk) -> Option<Chunk> {
+        let is_worth_it = match &chunk {
+            Chunk::Shared(_) => self.submit != Submit::Nothing,
+            Chunk::Owned { .. } | Chunk::Merged { .. } => self.submit == Submit::All,
         };
-        submitted + connection.queue.as_ref().map_or(0, |queue| queue.len())
-    }
-
-    fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32 {
-        // What is submitted is not in the queue: it counts as begun.
-        let in_queue = self.connections[conn.index as usize].queue.as_ref().map_or(0, |queue| queue.len());
-        let target = target.saturating_sub(self.queued(conn) - in_queue);
-        let Some(connection) = self.live(conn) else { return 0 };
-        let Some(queue) = &mut connection.queue else { return 0 };
-        let dropped = queue.drop_oldest(target);
-        if queue.is_empty() {
-            connection.queue = None;
-            if connection.is_clear() {
-                self.sent(conn.index);
-            }
+        if !is_worth_it {
+            return Some(chunk);
         }
-        dropped
+        let octets: *const [u8] = chunk.octets();
+        self.submitted[index as usize] = Submitted::Chunk(chunk);
+        entry.io.sends = true;
+        let user_data = join(Op::Send, index, entry.link.generation);
+        // SAFETY: `submitted` keeps the chunk, whose octets nobody changes, until the completion was taken. They stand
+        // in an allocation of their own, which does not move with the chunk.
+        unsafe { self.ring.send(&entry.io.socket, octets, user_data) };
+        None
     }
 
-    fn finish(&mut self, conn: ConnId) {
-        let Some(connection) = self.live(conn) else { return };
-        if connection.finish == Finish::No {
-            connection.finish = Finish::Asked;
-            connection.set_aside = VecDeque::new();
-            if connection.is_clear() {
-                self.sent(conn.index);
-            }
+    fn want_writable(&mut self, entry: &mut Entry<Self::Io>, index: u32) {
+        if !std::mem::replace(&mut entry.io.polls, true) {
+            let user_data = join(Op::Writable, index, entry.link.generation);
+            self.ring.poll_writable(&entry.io.socket, user_data);
         }
     }
 
-    fn close(&mut self, conn: ConnId) {
-        if self.live(conn).is_some() {
-            self.end(conn.index, None);
+    fn end(&mut self, entry: &mut Entry<Self::Io>, index: u32) -> bool {
+        if entry.io.polls {
+            let target = join(Op::Writable, index, entry.link.generation);
+            self.ring.cancel(target, join(Op::Cancel, NOBODY, 0));
+        }
+        self.stop_receiving(entry, index);
+        entry.io.is_idle()
+    }
+
+    fn closed(&mut self) {
+        if self.accept_again.is_some() {
+            self.accept_again = Some(self.now);
         }
     }
 
     fn stop_accepting(&mut self) {
         self.accept_again = None;
         for (index, acceptor) in self.acceptors.iter_mut().enumerate() {
-            if acceptor.state == Accepting::Yes {
-                self.ring.cancel(join(Op::Accept, index as u32, 0), join(Op::Cancel, NOBODY, 0));
-            } else {
-                acceptor.socket = None;
+            match std::mem::replace(&mut acceptor.state, Accepting::Stopped) {
+                Accepting::Yes => {
+                    self.ring.cancel(join(Op::Accept, index as u32, 0), join(Op::Cancel, NOBODY, 0));
+                }
+                Accepting::No => acceptor.socket = None,
+                Accepting::Stopped => {}
             }
-            acceptor.state = Accepting::Stopped;
         }
     }
 }
 
-impl Drop for UringBackend {
-    fn drop(&mut self) {
-        let ended = self.ring.cancel_all(|completion| {
-            if split(completion.user_data()).0 == Op::Accept {
-                drop(accepted_socket(&completion));
+impl UringDriver<KernelRing> {
+    /// Receives one octet and an end, as the driver will, in both ways.
+    fn self_test(&mut self) -> io::Result<()> {
+        for once in [false, true] {
+            let (receiver, mut sender) = UnixStream::pair()?;
+            let receiver = Socket::from(OwnedFd::from(receiver));
+            sender.write_all(b"x")?;
+            let mut sender = Some(sender);
+            for expected in [1, 0] {
+                let user_data = join(Op::Receive, 0, 0);
+                match once {
+                    true => self.ring.receive_once(&receiver, 1, user_data),
+                    false if expected == 1 => self.ring.receive(&receiver, user_data),
+                    false => {}
+                }
+                self.ring.enter(Some(SELF_TEST_WAIT))?;
+                let done = self.ring.next().ok_or(io::ErrorKind::TimedOut)?;
+                if let Some(buffer) = self.buffers.take(&done) {
+                    self.buffers.release(buffer);
+                }
+                match done.result {
+                    result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
+                    // One shot only, or not into our buffers.
+                    result if result != expected || done.more != (expected == 1 && !once) => {
+                        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                    }
+                    _ => sender = None,
+                }
             }
-        });
-        if !ended {
+            drop(sender);
+        }
+        Ok(())
+    }
+}
+
+impl<R: Ring> Drop for UringDriver<R> {
+    fn drop(&mut self) {
+        if !self.ring.cancel_all(|user_data| split(user_data).0 == Op::Accept) {
             // The kernel may still read or write this memory, however long that takes.
             tracing::error!("operations of io_uring do not end: their memory is not freed");
             self.buffers.leak();
-            std::mem::forget(std::mem::take(&mut self.connections));
+            std::mem::forget(std::mem::take(&mut self.submitted));
         }
     }
-}
-
-/// The socket that an accept completed with.
-fn accepted_socket(completion: &cqueue::Entry) -> io::Result<Socket> {
-    let result = completion.result();
-    if result < 0 {
-        return Err(io::Error::from_raw_os_error(-result));
-    }
-    // SAFETY: the kernel has just opened it for us, and each completion is taken once.
-    Ok(Socket::from(unsafe { OwnedFd::from_raw_fd(result) }))
-}
-
-/// Receives one octet and an end, as the backend will.
-fn self_test(ring: &mut Ring, buffers: &mut Buffers) -> io::Result<()> {
-    let (receiver, mut sender) = UnixStream::pair()?;
-    ring.receive(receiver.as_raw_fd(), buffers::GROUP, join(Op::Receive, 0, 0));
-    sender.write_all(b"x")?;
-    let mut sender = Some(sender);
-    for expected in [1, 0] {
-        ring.enter(Some(SELF_TEST_WAIT))?;
-        let completion = ring.next().ok_or(io::ErrorKind::TimedOut)?;
-        if let Some(buffer) = buffers.take(&completion) {
-            buffers.release(buffer);
-        }
-        match completion.result() {
-            result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
-            // One shot only, or not into our buffers.
-            result if result != expected || cqueue::more(completion.flags()) != (expected == 1) => {
-                return Err(io::Error::from_raw_os_error(libc::EINVAL));
-            }
-            _ => sender = None,
-        }
-    }
-    drop(sender);
-    Ok(())
-}
-
-fn event_fd() -> io::Result<EventFd> {
-    // SAFETY: no address is passed.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened it for us.
-    Ok(EventFd(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
 }
 
 fn join(op: Op, index: u32, generation: u32) -> u64 {

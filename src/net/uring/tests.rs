@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::net::queue::Publication;
-use crate::net::{Endpoint, bind};
+use crate::net::{Backend, Completion, Endpoint, bind};
 use std::collections::HashMap;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::Read as _;
+use std::net::{Shutdown, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
-    let mut backend = match UringBackend::new(&options) {
+    let mut backend = match UringBackend::new(&options, Meter::default()) {
         Ok(backend) => backend,
         Err(error) => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
@@ -36,7 +37,7 @@ fn echo(backend: &mut UringBackend, count: usize) {
                 Completion::Accepted(conn) => assert!(open.insert(conn), "{conn:?} twice"),
                 Completion::Received(conn) => {
                     let len = backend.received().len();
-                    backend.reply(conn, 0..len, Vec::new());
+                    backend.reply(conn, &mut Replies::all(len));
                 }
                 Completion::Eof(conn) => backend.finish(conn),
                 Completion::Closed(conn, error) => {
@@ -91,7 +92,7 @@ fn a_backend_dropped_with_operations_in_flight_ends_them() {
         let octets = Arc::new(vec![b'y'; 100]);
         backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1 })));
     }
-    assert_eq!(backend.queued(conn), 200);
+    assert!(backend.queued(conn) >= 200);
     drop(backend);
     let mut got = Vec::new();
     // The descriptor is closed: FIN, not silence.
@@ -105,7 +106,7 @@ fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
     let Some((mut backend, address)) = backend(OPTIONS) else { return };
     for _ in 0..3 {
         let _client = TcpStream::connect(address).unwrap();
-        let (mut accepted, mut closed) = (None, Vec::new());
+        let (mut accepted, mut closed, mut is_blocked) = (None, Vec::new(), false);
         while closed.is_empty() {
             backend.wait(Some(Duration::from_secs(10))).unwrap();
             while let Some(completion) = backend.next() {
@@ -119,17 +120,16 @@ fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
                             backend.send(conn, Chunk::Shared(Rc::new(publication)));
                         }
                     }
+                    Completion::Blocked(_) => is_blocked = true,
                     Completion::Closed(conn, _) => closed.push(conn),
                     _ => {}
                 }
             }
-            if let Some(conn) = accepted.filter(|_| closed.is_empty())
-                && !backend.connections[conn.index as usize].ended
-                && backend.connections[conn.index as usize].polls
-            {
+            if let Some(conn) = accepted.filter(|_| closed.is_empty() && is_blocked) {
                 backend.close(conn);
                 backend.close(conn);
                 assert_eq!(backend.queued(conn), 0);
+                is_blocked = false;
             }
         }
         assert_eq!(closed, [accepted.unwrap()]);
@@ -143,13 +143,13 @@ fn a_burst_of_large_messages_leaves_no_more_memory_than_the_first_buffers_have()
     let Some((mut backend, address)) = backend(options) else { return };
     let mut clients: Vec<_> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
     let (mut seen, mut most) = (0, 0);
-    let resident = |backend: &UringBackend| backend.buffers.resident_pages();
+    let resident = |backend: &mut UringBackend| backend.driver_mut().buffers.resident_pages();
     for client in &mut clients {
         client.write_all(&vec![1; len as usize]).unwrap();
     }
     while seen < usize::from(count) * len as usize {
         backend.wait(Some(Duration::from_secs(10))).unwrap();
-        most = most.max(resident(&backend));
+        most = most.max(resident(&mut backend));
         while let Some(completion) = backend.next() {
             if let Completion::Received(_) = completion {
                 assert!(backend.received().iter().all(|octet| *octet == 1));
@@ -160,7 +160,7 @@ fn a_burst_of_large_messages_leaves_no_more_memory_than_the_first_buffers_have()
     // All of those that keep theirs, 16 KiB of the others, and the pages that these begin and end in.
     let (pages, kept) = (len as usize / 4096, 64);
     let bound = kept * (pages + 2) + (usize::from(count) - kept) * (4 + 2);
-    assert!(resident(&backend) <= bound, "{} pages, {most} at most", resident(&backend));
+    assert!(resident(&mut backend) <= bound, "{} pages, {most} at most", resident(&mut backend));
     assert!(most > bound, "the burst was there: {most} pages, {bound} would be kept");
 }
 

@@ -113,7 +113,7 @@ fn replies_to_whole_messages_are_one_range_at_the_front_of_the_buffer() {
         .unwrap();
     let expected =
         [from_server(0x81, b"one"), from_server(0x8A, b"ping"), from_server(0x82, &[7; 300])].concat();
-    assert!(replies.owned().is_empty());
+    assert!(replies.is_in_place());
     assert_eq!(buffer[replies.range()], expected);
 }
 

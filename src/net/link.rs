@@ -1,0 +1,216 @@
+//! The life of one transport, without I/O: what waits to be sent, what was received and is not wanted yet, and how it
+//! ends.
+//!
+//! Every backend keeps one [`Link`] for each connection and asks it what may be done; [`super::transport`] moves it
+//! from one state to the next. A link is read from only while nothing waits in either direction: that is all there is
+//! to backpressure.
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::queue::SendQueue;
+use crate::memory::{Lease, Meter};
+
+/// The life of one transport.
+pub(super) struct Link {
+    pub(super) generation: u32,
+    /// Octets that were submitted, and of which it is not known yet whether the socket took them.
+    pub(super) in_flight: u32,
+    /// Counts up each time that the socket took octets which had waited. Wraps.
+    pub(super) taken: u32,
+    pub(super) finish: Finish,
+    /// The peer has ended. Reported once all that was held is.
+    pub(super) eof: bool,
+    /// Its driver asked for it not to be read from.
+    pub(super) paused: bool,
+    /// It is read from while octets wait to be sent: a client that did not would wait for a server that does not.
+    pub(super) is_client: bool,
+    /// It stands in the list of links to be resumed.
+    pub(super) resumes: bool,
+    /// It stands in the list of links to be flushed.
+    pub(super) flushes: bool,
+    /// That octets wait was reported, and still holds.
+    pub(super) blocked: bool,
+    /// No completion but `Closed` is to come.
+    pub(super) ended: bool,
+    /// Why it ended.
+    pub(super) error: Option<io::Error>,
+    /// There only while something waits.
+    backlog: Option<Box<Backlog>>,
+}
+
+/// How far a good end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    No,
+    /// When the queue is empty, FIN.
+    Asked,
+    /// FIN is sent; the peer's end is awaited.
+    FinSent,
+}
+
+/// What waits, in both directions. Never empty.
+struct Backlog {
+    queue: Option<Box<SendQueue>>,
+    /// Received and not wanted yet, oldest first.
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    lease: Lease,
+}
+
+/// Received octets that wait.
+pub(super) struct Held {
+    octets: Vec<u8>,
+    /// How many at the front were taken already.
+    start: usize,
+}
+
+impl Held {
+    pub(super) fn new(octets: Vec<u8>) -> Self {
+        Self { octets, start: 0 }
+    }
+
+    pub(super) fn octets(&mut self) -> &mut [u8] {
+        &mut self.octets[self.start..]
+    }
+
+    /// The first `count` octets were taken.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.start += count;
+    }
+}
+
+impl Link {
+    pub(super) fn new(generation: u32, is_client: bool) -> Self {
+        Self {
+            generation,
+            in_flight: 0,
+            taken: 0,
+            finish: Finish::No,
+            eof: false,
+            paused: false,
+            is_client,
+            resumes: false,
+            flushes: false,
+            blocked: false,
+            ended: false,
+            error: None,
+            backlog: None,
+        }
+    }
+
+    /// Whether octets that arrive now are wanted now.
+    #[inline]
+    pub(super) fn takes_input(&self) -> bool {
+        let is_free = match &self.backlog {
+            None => true,
+            Some(backlog) => self.is_client && backlog.held.is_empty(),
+        };
+        is_free && !self.paused && !self.resumes && !self.ended
+    }
+
+    /// Whether nothing waits to be sent, so that octets may go to the socket at once.
+    #[inline]
+    pub(super) fn is_clear(&self) -> bool {
+        self.in_flight == 0 && self.is_flushed()
+    }
+
+    /// Whether the queue is empty.
+    #[inline]
+    pub(super) fn is_flushed(&self) -> bool {
+        self.backlog.as_ref().is_none_or(|backlog| backlog.queue.is_none())
+    }
+
+    /// Whether nothing comes after what is in flight: neither octets nor FIN.
+    #[inline]
+    pub(super) fn is_done_sending(&self) -> bool {
+        self.is_flushed() && self.finish == Finish::No
+    }
+
+    /// What waits to be sent, as limits count it.
+    pub(super) fn queued(&self) -> usize {
+        let queue = self.backlog.as_ref().and_then(|backlog| backlog.queue.as_ref());
+        self.in_flight as usize + queue.map_or(0, |queue| queue.weight())
+    }
+
+    /// The memory that waits, in octets.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.backlog.as_ref().map_or(0, |backlog| backlog.lease.octets())
+    }
+
+    /// Whether received octets wait here.
+    pub(super) fn holds_input(&self) -> bool {
+        self.backlog.as_ref().is_some_and(|backlog| !backlog.held.is_empty())
+    }
+
+    /// Changes the queue, which is made if there is none and goes if it is empty afterwards.
+    pub(super) fn with_queue<R>(
+        &mut self,
+        meter: &Meter,
+        change: impl FnOnce(&mut Option<Box<SendQueue>>) -> R,
+    ) -> R {
+        let backlog = self.backlog.get_or_insert_with(|| Backlog::new(meter));
+        let result = change(&mut backlog.queue);
+        if backlog.queue.as_ref().is_some_and(|queue| queue.is_empty()) {
+            backlog.queue = None;
+        }
+        self.recount();
+        result
+    }
+
+    /// Keeps octets that were received before all that is held, or behind it.
+    pub(super) fn hold(&mut self, held: Held, meter: &Meter, is_first: bool) {
+        let backlog = self.backlog.get_or_insert_with(|| Backlog::new(meter));
+        backlog.held_bytes += held.octets.capacity();
+        if is_first {
+            backlog.held.push_front(held);
+        } else {
+            backlog.held.push_back(held);
+        }
+        self.recount();
+    }
+
+    /// The oldest octets that are held.
+    pub(super) fn take_held(&mut self) -> Option<Held> {
+        let backlog = self.backlog.as_mut()?;
+        let held = backlog.held.pop_front()?;
+        backlog.held_bytes -= held.octets.capacity();
+        self.recount();
+        Some(held)
+    }
+
+    /// Nothing that was received is wanted any more.
+    pub(super) fn drop_held(&mut self) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.held = VecDeque::new();
+            backlog.held_bytes = 0;
+            self.recount();
+        }
+    }
+
+    /// From here on every call that names the connection does nothing.
+    pub(super) fn end(&mut self, error: Option<io::Error>) {
+        debug_assert!(!self.ended);
+        self.ended = true;
+        self.in_flight = 0;
+        self.error = error;
+        self.backlog = None;
+    }
+
+    /// Has the meter know what the backlog takes now.
+    fn recount(&mut self) {
+        let Some(backlog) = &mut self.backlog else { return };
+        let queue_bytes = backlog.queue.as_ref().map_or(0, |queue| queue.cost());
+        if backlog.queue.is_none() && backlog.held.is_empty() {
+            self.backlog = None;
+        } else {
+            backlog.lease.force(queue_bytes + backlog.held_bytes + size_of::<Backlog>());
+        }
+    }
+}
+
+impl Backlog {
+    fn new(meter: &Meter) -> Box<Self> {
+        Box::new(Self { queue: None, held: VecDeque::new(), held_bytes: 0, lease: meter.force(0) })
+    }
+}
