@@ -164,7 +164,7 @@ fn frames(payload_len: usize, count: usize) -> Vec<u8> {
 
 fn worker(path: &str, frames: Vec<u8>, conns: usize, active: usize) -> OneWorker<Nothing> {
     let backend = Nothing::new(path, frames, conns, active);
-    let mut worker = OneWorker::new(Config::parse_from(["resound"]), backend).expect("it starts");
+    let mut worker = OneWorker::new(Config::parse_from(["resound"]), backend, Meter::default()).expect("it starts");
     worker.turn().expect("nothing fails");
     assert_eq!(worker.counters().upgraded_total.value(), conns as u64);
     worker

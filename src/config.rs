@@ -79,6 +79,13 @@ pub struct Config {
     #[arg(long, value_name = "OCTETS", default_value_t = 64 << 20, help_heading = "Limits")]
     pub inbox_bytes_max: usize,
 
+    /// The most memory that peers can make the process take, in octets, over all workers: partial messages, inflated
+    /// octets, send queues, request heads, rooms. Near it nothing more is read from those who hold most; then they are
+    /// closed with 1013, and new connections get 503. What the kernel's socket buffers take is not in it. Default: half
+    /// of what the machine, the cgroup or the limit of address space (ulimit -v) has.
+    #[arg(long, value_name = "OCTETS", help_heading = "Limits")]
+    pub memory_bytes_max: Option<usize>,
+
     /// The most connections for each worker; further ones get 503.
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     pub connections_max: u32,
@@ -155,6 +162,16 @@ pub struct Config {
     /// How long a WebSocket peer may be silent; halfway a Ping asks whether it is there. 0: for ever.
     #[arg(long, value_name = "MS", default_value_t = 300_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
     pub idle_timeout_ms: u32,
+
+    /// How long a message may take from its first octet to its last; then the connection is closed with 1008. The
+    /// default lets 32 MiB come at 2.3 Mbit/s. 0: for ever.
+    #[arg(long, value_name = "MS", default_value_t = 120_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
+    pub message_timeout_ms: u32,
+
+    /// How long a peer may take nothing of what waits for it; then the connection is cut off. One that takes octets,
+    /// however slowly, is not. 0: for ever.
+    #[arg(long, value_name = "MS", default_value_t = 60_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
+    pub send_stall_timeout_ms: u32,
 
     /// How long a closing connection may take: the peer's Close, the rest of our replies, the peer's FIN.
     #[arg(long, value_name = "MS", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
@@ -243,6 +260,11 @@ impl Config {
     pub fn send_queue_bytes_max(&self) -> usize {
         self.send_queue_bytes_max
             .unwrap_or(self.message_size_max as usize + (4 << 20) + self.receive_buffer_bytes as usize)
+    }
+
+    /// The memory that a worker's receive buffers keep, in octets: on io_uring, which is the most.
+    pub fn receive_buffers_kept(&self) -> usize {
+        crate::net::uring::buffers_kept(self.receive_buffers, self.receive_buffer_bytes as usize)
     }
 
     /// What each worker's ring is made of.

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::memory::Lease;
 use crate::replies::{Piece, Replies};
 
 /// Octets to be sent whole and in order.
@@ -35,6 +36,8 @@ pub struct Publication {
     pub octets: Arc<Vec<u8>>,
     /// How many messages those are.
     pub messages: u32,
+    /// For its octets, as long as anybody has them.
+    pub lease: Lease,
 }
 
 impl Chunk {
@@ -290,7 +293,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn shared(octets: &[u8]) -> Chunk {
-        Chunk::Shared(Rc::new(Publication { octets: Arc::new(octets.to_vec()), messages: 1 }))
+        let octets = Arc::new(octets.to_vec());
+        Chunk::Shared(Rc::new(Publication { octets, messages: 1, lease: Lease::default() }))
     }
 
     fn sent(queue: &mut SendQueue, budgets: &[usize]) -> Vec<u8> {

@@ -3,15 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::hub::Batch;
+use super::hub::Mail;
 use crate::net::Wake;
-
-/// Messages that another worker published to a room.
-#[derive(Debug)]
-pub(super) struct Mail {
-    pub(super) room: Arc<str>,
-    pub(super) batch: Batch,
-}
 
 #[derive(Default)]
 struct Contents {
@@ -49,7 +42,7 @@ impl Inbox {
     pub(super) fn put(&self, mail: Mail) -> bool {
         {
             let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-            let len = mail.batch.len();
+            let len = mail.len();
             if contents.octets > 0 && contents.octets + len > self.bytes_max {
                 return false;
             }
@@ -112,7 +105,7 @@ mod tests {
     }
 
     fn mail(len: usize) -> Mail {
-        Mail { room: "/room".into(), batch: Batch::plain(vec![0; len], 1) }
+        Mail::of("/room", vec![0; len])
     }
 
     #[test]

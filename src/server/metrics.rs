@@ -67,6 +67,14 @@ counters! {
     handshake_timeouts_total,
     /// Connections closed because the peer was silent.
     idle_timeouts_total,
+    /// Connections cut off because they took nothing of what waited for them.
+    send_stalls_total,
+    /// Connections closed because a message took too long from its first octet to its last.
+    message_timeouts_total,
+    /// Times that a connection was not read from because memory was short and it held much.
+    memory_paused_total,
+    /// Connections closed because memory was short and they held most.
+    memory_closed_total,
     /// Connections whose closing took too long.
     close_timeouts_total,
     /// Connections that ended by an error of the transport.

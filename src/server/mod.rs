@@ -5,10 +5,12 @@
 //! connects connections.
 
 mod app;
+mod ceiling;
 mod deadlines;
 pub mod http;
 mod hub;
 mod inbox;
+mod machine;
 mod metrics;
 mod session;
 mod simulation;
@@ -29,6 +31,7 @@ use crate::net::epoll::EpollBackend;
 use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
+use ceiling::Ceiling;
 use hub::Directory;
 use inbox::Inbox;
 use session::Rules;
@@ -81,13 +84,24 @@ struct Shared {
     rules: Rules,
     inboxes: Arc<[Inbox]>,
     directory: Arc<Directory>,
+    ceiling: Ceiling,
     counters: Vec<Arc<Counters>>,
 }
 
 impl Shared {
     fn new(config: Config, workers: usize) -> Result<Self, StartError> {
         config.check().map_err(StartError::Config)?;
+        let buffers_bytes = config.receive_buffers_kept();
+        let memory_bytes_max = config.memory_bytes_max.unwrap_or_else(|| machine::memory_bytes() / 2);
+        let least = Ceiling::least(workers, buffers_bytes);
+        if memory_bytes_max < least && config.memory_bytes_max.is_some() {
+            return Err(StartError::Config(format!(
+                "--memory-bytes-max {memory_bytes_max} is not enough for {workers} workers and their receive buffers: \
+                 use at least {least}, or lower --workers, --receive-buffers or --receive-buffer-bytes"
+            )));
+        }
         Ok(Self {
+            ceiling: Ceiling::new(memory_bytes_max.max(least), workers, buffers_bytes),
             rules: Rules {
                 mode: config.mode,
                 limits: config.limits(),
@@ -100,7 +114,7 @@ impl Shared {
                 deflate: config.deflate_policy(),
             },
             inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
-            directory: Arc::default(),
+            directory: Arc::new(Directory::new(workers)),
             counters: (0..workers).map(|_| Arc::default()).collect(),
             config,
         })
@@ -284,9 +298,10 @@ fn work(
 ) -> io::Result<()> {
     let config = &shared.config;
     let options = config.uring_options();
+    let meter = Meter::default();
     let (result, uring) = match config.io {
         Io::Epoll => (Ok(()), None),
-        Io::Auto | Io::Uring => match UringBackend::new(&options, Meter::default()) {
+        Io::Auto | Io::Uring => match UringBackend::new(&options, meter.clone()) {
             Ok(backend) => (Ok(()), Some(backend)),
             Err(error) => (Err(error), None),
         },
@@ -298,12 +313,12 @@ fn work(
     match uring.filter(|_| io != Io::Epoll) {
         Some(mut backend) => {
             let backend = backend.listen(listeners).map(|()| backend);
-            serve(index, shared, backend, ready)
+            serve(index, shared, backend, meter, ready)
         }
         None => {
             let buffer = config.receive_buffer_bytes as usize;
-            let backend = EpollBackend::new(listeners, buffer, Meter::default());
-            serve(index, shared, backend, ready)
+            let backend = EpollBackend::new(listeners, buffer, meter.clone());
+            serve(index, shared, backend, meter, ready)
         }
     }
 }
@@ -313,6 +328,7 @@ fn serve<B: Backend>(
     index: usize,
     shared: Arc<Shared>,
     backend: io::Result<B>,
+    meter: Meter,
     ready: mpsc::Sender<(usize, io::Result<()>)>,
 ) -> io::Result<()> {
     // The receiver of `ready` is gone if an earlier worker has failed: then a stop is on its way.
@@ -325,7 +341,7 @@ fn serve<B: Backend>(
     };
     // One worker that ends, in whatever way, ends them all: a server never limps on.
     let _stop = StopOnDrop(&shared);
-    let worker = Worker::new(index, shared.clone(), backend);
+    let worker = Worker::new(index, shared.clone(), backend, meter);
     let _ = ready.send((index, Ok(())));
     drop(ready);
     let result = worker.run();

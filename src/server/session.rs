@@ -5,8 +5,9 @@
 
 use super::app::{self, App, Context};
 use super::http;
-use super::hub::Encoding;
+use super::hub::{Encoding, Membership};
 use crate::config::Mode;
+use crate::memory::{Lease, Meter};
 use crate::proto::handshake::{HandshakeLimits, HeadScanner, Rejection, Request, UpgradePolicy};
 use crate::proto::{
     CloseCode, Codecs, Connection, DeflateParams, DeflatePolicy, Handler, Limits, Message, Replies, Reply,
@@ -26,9 +27,24 @@ pub(super) struct Rules {
 
 pub(super) struct Session {
     phase: Phase,
+    /// When the message that is arriving began, in ticks; [`NO_MESSAGE`] if none is.
+    pub(super) message_since: u32,
+    /// What [`Backend::taken`](crate::net::Backend::taken) was when the peer's time began.
+    pub(super) taken: u32,
+    /// How often a closing peer that still reads may have its time anew.
+    pub(super) extensions: u8,
     /// A Ping was sent because the peer was silent, and it still is.
     pub(super) pinged: bool,
+    /// Its time is that of a peer that does not take what is sent.
+    pub(super) is_blocked: bool,
+    /// It is not read from because memory is short.
+    pub(super) is_paused: bool,
 }
+
+/// See [`Session::message_since`].
+pub(super) const NO_MESSAGE: u32 = u32::MAX;
+/// A peer that reads so slowly that this many close timeouts pass is cut off all the same.
+const EXTENSIONS_MAX: u8 = 12;
 
 enum Phase {
     /// HTTP requests are awaited; there is a head if one was cut by a read.
@@ -48,6 +64,17 @@ enum Phase {
 struct Head {
     octets: Vec<u8>,
     scanner: HeadScanner,
+    lease: Lease,
+}
+
+impl Head {
+    /// Has the meter know what it takes. It cannot be refused: the limit of a head is small.
+    fn count(&mut self, meter: &Meter) {
+        if self.lease.octets() == 0 {
+            self.lease = meter.lease();
+        }
+        self.lease.force(size_of::<Self>() + self.octets.capacity());
+    }
 }
 
 /// What the worker has to do once the replies are sent.
@@ -57,6 +84,11 @@ pub(super) enum Step {
     Wait,
     /// Go on; the peer did what was awaited, and its time starts anew.
     Active,
+    /// The same, and a message has begun that is not complete. `is_new`: since this receive.
+    Partial {
+        /// The last one was completed, or there was none.
+        is_new: bool,
+    },
     /// Finish the connection.
     Finish,
 }
@@ -73,12 +105,41 @@ pub(super) enum Awaits {
 impl Session {
     pub(super) fn new(mode: Mode) -> Self {
         let phase = if mode == Mode::Raw { Phase::Raw } else { Phase::Http(None) };
-        Self { phase, pinged: false }
+        Self::of(phase)
     }
 
     /// A session that has nothing to say to its peer any more.
     pub(super) fn finished() -> Self {
-        Self { phase: Phase::Finished, pinged: false }
+        Self::of(Phase::Finished)
+    }
+
+    fn of(phase: Phase) -> Self {
+        Self {
+            phase,
+            message_since: NO_MESSAGE,
+            taken: 0,
+            extensions: EXTENSIONS_MAX,
+            pinged: false,
+            is_blocked: false,
+            is_paused: false,
+        }
+    }
+
+    /// Its application's place in a room, if it has one.
+    pub(super) fn membership(&self) -> Option<&Membership> {
+        match &self.phase {
+            Phase::Open(_, app) => app.membership(),
+            _ => None,
+        }
+    }
+
+    /// The memory that it holds beside its slot, in octets.
+    pub(super) fn held_octets(&self) -> usize {
+        match &self.phase {
+            Phase::Http(head) => head.as_ref().map_or(0, |head| head.lease.octets()),
+            Phase::Open(connection, _) | Phase::Closing(connection) => connection.held_octets(),
+            Phase::Raw | Phase::Finished => 0,
+        }
     }
 
     #[inline]
@@ -91,7 +152,8 @@ impl Session {
         }
     }
 
-    /// Takes in what the connection received, and leaves in `replies` what goes back.
+    /// Takes in what the connection received, and leaves in `replies` what goes back. Returns what is to be done, and
+    /// how many octets at the end of `buffer` were not looked at: they are to come again, before all others.
     #[inline]
     pub(super) fn received(
         &mut self,
@@ -100,32 +162,37 @@ impl Session {
         context: &mut Context<'_>,
         codecs: &mut Codecs,
         replies: &mut Replies,
-    ) -> Step {
+    ) -> (Step, usize) {
         let result = match &mut self.phase {
             Phase::Open(connection, app) => {
+                let before = context.counters.messages_total.value();
                 let mut messages = Messages { app: &mut **app, context };
                 let result = connection.receive(buffer, 0, &rules.limits, codecs, replies, &mut messages);
                 if connection.state() == State::Open {
                     self.pinged = false;
-                    return Step::Active;
+                    let unread = result.unwrap_or(0);
+                    if connection.is_in_message() {
+                        return (Step::Partial { is_new: context.counters.messages_total.value() != before }, unread);
+                    }
+                    return (Step::Active, unread);
                 }
                 result
             }
             Phase::Closing(connection) => {
                 let result = connection.receive(buffer, 0, &rules.limits, codecs, replies, &mut Ignore);
                 if connection.state() != State::Closed {
-                    return Step::Wait;
+                    return (Step::Wait, result.unwrap_or(0));
                 }
                 result
             }
             Phase::Raw => {
                 replies.clear(0);
                 replies.extend(buffer.len());
-                return Step::Wait;
+                return (Step::Wait, 0);
             }
             Phase::Finished => {
                 replies.clear(0);
-                return Step::Wait;
+                return (Step::Wait, 0);
             }
             Phase::Http(_) => return self.http(buffer, rules, context, codecs, replies),
         };
@@ -133,7 +200,7 @@ impl Session {
             context.counters.protocol_errors_total.add(1);
             tracing::debug!(conn = context.conn.index, %error, "the peer broke the protocol");
         }
-        Step::Finish
+        (Step::Finish, 0)
     }
 
     /// Answers plain requests, until one asks for a WebSocket connection.
@@ -145,7 +212,7 @@ impl Session {
         context: &mut Context<'_>,
         codecs: &mut Codecs,
         replies: &mut Replies,
-    ) -> Step {
+    ) -> (Step, usize) {
         let Phase::Http(head) = &mut self.phase else { unreachable!("only called while HTTP is spoken") };
         let mut head = head.take().map_or_else(Head::default, |head| *head);
         let (mut at, mut answers, mut step) = (0, Vec::new(), Step::Wait);
@@ -164,6 +231,7 @@ impl Session {
                     if kept == 0 {
                         head.octets = buffer[at..].to_vec();
                     }
+                    head.count(codecs.meter());
                     self.phase = Phase::Http(Some(Box::new(head)));
                     break;
                 }
@@ -192,11 +260,11 @@ impl Session {
                     self.phase = Phase::Open(connection, app);
                     // What follows the handshake is frames.
                     let rest = &mut buffer[at..];
-                    step = self.received(rest, rules, context, codecs, replies);
+                    let (step, unread) = self.received(rest, rules, context, codecs, replies);
                     // The answers go before everything else that there is to say.
                     replies.push_front(answers);
                     replies.advance(at);
-                    return step;
+                    return (step, unread);
                 }
                 Err(rejection) => {
                     context.counters.http_requests_total.add(1);
@@ -212,7 +280,7 @@ impl Session {
         if !answers.is_empty() {
             replies.push(answers, 0);
         }
-        step
+        (step, 0)
     }
 
     /// Starts the closing handshake, and returns the Close frame. With nothing to close politely, `None`:
@@ -331,8 +399,7 @@ mod tests {
     use crate::config::SlowConsumer;
     use crate::net::ConnId;
     use crate::proto::{Compressors, DeflateSettings};
-    use crate::server::hub::{Hub, Policy};
-    use crate::server::inbox::Inbox;
+    use crate::server::hub::{Directory, Hub, Policy};
     use crate::server::metrics::Counters;
 
     /// What is agreed on about compression when `offer` asks for `path`.
@@ -350,9 +417,9 @@ mod tests {
             deflate,
         };
         let policy = Policy { slow_consumer: SlowConsumer::Close, send_queue_bytes_max: 1000 };
-        let (inboxes, counters): (Arc<[Inbox]>, Arc<Counters>) = ([Inbox::new(1000)].into(), Arc::default());
+        let (directory, counters) = (Arc::new(Directory::new(1)), Arc::<Counters>::default());
         let compressors = Compressors::default();
-        let mut hub = Hub::new(0, Arc::default(), inboxes, counters.clone(), policy, compressors);
+        let mut hub = Hub::new(0, directory, counters.clone(), policy, compressors, Meter::default());
         let conn = ConnId { index: 0, generation: 0 };
         let mut context = Context { conn, hub: &mut hub, counters: &counters };
         let mut request = format!(

@@ -21,13 +21,13 @@ pub struct OneWorker<B> {
 }
 
 impl<B: Backend> OneWorker<B> {
-    /// A server as `config` has it, of one worker, whose connections are `backend`'s.
+    /// A server as `config` has it, of one worker, whose connections are `backend`'s, which `meter` counts.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn new(config: Config, backend: B) -> Result<Self, StartError> {
+    pub fn new(config: Config, backend: B, meter: Meter) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(config, 1)?);
-        Ok(Self { worker: Worker::new(0, shared.clone(), backend), shared })
+        Ok(Self { worker: Worker::new(0, shared.clone(), backend, meter), shared })
     }
 
     /// One turn. Returns whether there will be another.
@@ -108,11 +108,12 @@ impl Simulation {
         let (buffer_len, meter) = (config.receive_buffer_bytes as usize, Meter::default());
         let worker: Box<dyn Simulated> = match drive {
             Drive::Readiness => {
-                Box::new(OneWorker::new(config, SimBackend::new(network, buffer_len, meter))?)
+                let backend = SimBackend::new(network, buffer_len, meter.clone());
+                Box::new(OneWorker::new(config, backend, meter)?)
             }
             Drive::Ring => {
-                let backend = SimUringBackend::simulated(network, buffer_len, BUFFER_COUNT, meter);
-                Box::new(OneWorker::new(config, backend)?)
+                let backend = SimUringBackend::simulated(network, buffer_len, BUFFER_COUNT, meter.clone());
+                Box::new(OneWorker::new(config, backend, meter)?)
             }
         };
         Ok(Self { network: network.clone(), worker })

@@ -1,6 +1,7 @@
-//! The loop of one core. A turn has a fixed order: inbox, wait, completions, deadlines, outbox, drain.
+//! The loop of one core. A turn has a fixed order: inbox, wait, completions, deliveries, deadlines, memory, drain.
 //!
-//! A worker shares nothing on the echo path: it has its own listeners, connections, timers and counters.
+//! A worker shares nothing on the echo path: it has its own listeners, connections, timers and counters. Every part of
+//! a turn is bounded, whatever peers do: what is left over goes on in the next one.
 //! Start at [`Worker::turn`].
 
 use std::io;
@@ -9,21 +10,29 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::app::Context;
+use super::ceiling::Pressure;
 use super::deadlines::{Deadlines, Ticks};
-use super::hub::{Hub, Policy};
-use super::inbox::{Inbox, Mail};
+use super::hub::{Hub, Mail, Policy};
+use super::inbox::Inbox;
 use super::metrics::Counters;
-use super::session::{Awaits, Session, Step};
+use super::session::{Awaits, NO_MESSAGE, Session, Step};
+use crate::memory::Meter;
 use crate::net::{Backend, Completion, ConnId};
 use crate::proto::{CloseCode, Codecs, Compressors, Replies};
 
 /// How often a drain goes on with its next connections.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
+/// How long a drain waits, after its time, for peers that have always sent more.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Connections that are told something in one turn, because their time is over or the server goes.
+const TOLD_MAX: usize = 256;
 /// What connections beyond the limit get.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n\
     Content-Length: 66\r\n\r\nresound: this worker has as many connections as --connections-max\n";
-/// The kernel's limits are logged at most this often.
+/// The kernel's limits, and the ceiling of memory, are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
+/// Who holds less than this, in octets, is not meant when memory is short.
+const HOLDER_MIN: usize = 64 << 10;
 
 pub(crate) struct Worker<B> {
     index: usize,
@@ -36,6 +45,13 @@ pub(crate) struct Worker<B> {
     deadlines: Deadlines,
     timeouts: Timeouts,
     counters: Arc<Counters>,
+    /// What all of this worker's connections hold.
+    meter: Meter,
+    pressure: Pressure,
+    /// The tick in which memory was looked at last.
+    settled_at: u32,
+    /// Connections that are not read from because memory is short.
+    paused: Vec<ConnId>,
     drain: Option<Drain>,
     logged: Option<Instant>,
     /// Kept from one use to the next for their memory.
@@ -49,17 +65,26 @@ struct Timeouts {
     handshake: Ticks,
     /// After half of the idle timeout a Ping goes out, after the other half the connection is closed.
     half_idle: Option<Ticks>,
+    /// From the first octet of a message to its last.
+    message: Option<Ticks>,
+    /// How long a socket may take nothing while something waits for it.
+    stall: Option<Ticks>,
     close: Ticks,
 }
 
 struct Drain {
-    start: Instant,
-    /// Connections with an index below have been told.
-    told: usize,
+    /// The end of the first wait that began after the drain was asked for: until then the process may have been held
+    /// up, and what arrived meanwhile is answered.
+    start: Option<Instant>,
+    /// Connections with an index below were looked at.
+    at: usize,
+    /// Those that had sent something which was not received yet, and are looked at again.
+    late: Vec<ConnId>,
 }
 
 impl<B: Backend> Worker<B> {
-    pub(crate) fn new(index: usize, shared: Arc<Shared>, backend: B) -> Self {
+    /// `meter` is the one that counts what waits in `backend`.
+    pub(crate) fn new(index: usize, shared: Arc<Shared>, backend: B, meter: Meter) -> Self {
         let config = &shared.config;
         let counters = shared.counters[index].clone();
         shared.inboxes[index].set_waker(backend.waker());
@@ -67,25 +92,32 @@ impl<B: Backend> Worker<B> {
             slow_consumer: config.slow_consumer,
             send_queue_bytes_max: config.send_queue_bytes_max(),
         };
-        let inboxes = shared.inboxes.clone();
         let compressors = Compressors::new(config.deflate_settings());
         let ms = |ms: u32| Ticks::from(Duration::from_millis(ms.into()));
+        let optional = |time: u32| (time > 0).then(|| ms(time));
+        let directory = shared.directory.clone();
         Self {
             index,
-            hub: Hub::new(index, shared.directory.clone(), inboxes, counters.clone(), policy, compressors),
+            hub: Hub::new(index, directory, counters.clone(), policy, compressors, meter.clone()),
             sessions: Vec::new(),
             session_count: 0,
             deadlines: Deadlines::new(backend.now()),
             timeouts: Timeouts {
                 handshake: ms(config.handshake_timeout_ms),
                 half_idle: config.idle_timeout().map(|timeout| Ticks::from(timeout / 2)),
+                message: optional(config.message_timeout_ms),
+                stall: optional(config.send_stall_timeout_ms),
                 close: ms(config.close_timeout_ms),
             },
             counters,
+            codecs: Codecs::with_meter(config.deflate_settings(), meter.clone()),
+            meter,
+            pressure: Pressure::None,
+            settled_at: NO_MESSAGE,
+            paused: Vec::new(),
             drain: None,
             logged: None,
             replies: Replies::default(),
-            codecs: Codecs::new(config.deflate_settings()),
             mail: Vec::new(),
             due: Vec::new(),
             backend,
@@ -106,8 +138,12 @@ impl<B: Backend> Worker<B> {
         while let Some(completion) = self.backend.next() {
             self.complete(completion);
         }
+        self.hub.post_all();
+        if self.hub.has_deliveries() {
+            self.deliver();
+        }
         self.meet_deadlines();
-        self.flush_hub();
+        self.mind_memory();
         Ok(!self.drained())
     }
 
@@ -120,26 +156,24 @@ impl<B: Backend> Worker<B> {
     }
 
     fn read_inbox(&mut self) {
-        let mut mail = std::mem::take(&mut self.mail);
-        self.inbox().take(&mut mail);
-        for mail in mail.drain(..) {
-            let slow = std::mem::take(self.hub.receive(&mut self.backend, mail));
-            self.close_slow(slow);
+        if self.hub.takes_mail() {
+            let mut mail = std::mem::take(&mut self.mail);
+            self.inbox().take(&mut mail);
+            mail.drain(..).for_each(|mail| self.hub.receive(mail));
+            self.mail = mail;
         }
-        self.mail = mail;
         if self.drain.is_none() && self.inbox().is_stopped() {
             self.backend.stop_accepting();
-            self.drain = Some(Drain { start: self.backend.now(), told: 0 });
+            self.drain = Some(Drain { start: None, at: 0, late: Vec::new() });
         }
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let timeout = if self.drain.is_some() {
-            Some(DRAIN_STEP)
-        } else if self.inbox().park() {
-            self.deadlines.timeout(self.backend.now())
-        } else {
+        let timeout = if self.hub.has_deliveries() || !self.inbox().park() {
             Some(Duration::ZERO)
+        } else {
+            let drain = self.drain.as_ref().map(|_| DRAIN_STEP);
+            [self.deadlines.timeout(self.backend.now()), drain].into_iter().flatten().min()
         };
         let result = self.backend.wait(timeout);
         self.inbox().unpark();
@@ -153,14 +187,14 @@ impl<B: Backend> Worker<B> {
             Completion::Received(conn) => self.received(conn),
             Completion::Accepted(conn) => self.accepted(conn),
             Completion::Eof(conn) => {
-                // A publisher that has just half-closed is owed its own message too.
-                self.flush_hub();
+                self.settle(conn);
                 self.finish(conn);
             }
+            Completion::Blocked(conn) => self.blocked(conn),
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
             Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
-            Completion::Connected(_) | Completion::Blocked(_) | Completion::Woken => {}
+            Completion::Connected(_) | Completion::Woken => {}
         }
     }
 
@@ -169,28 +203,72 @@ impl<B: Backend> Worker<B> {
         let (_, session) =
             self.sessions[conn.index as usize].as_mut().expect("it was accepted and is not closed");
         let buffer = self.backend.received();
-        self.counters.received_bytes_total.add(buffer.len() as u64);
+        let len = buffer.len();
+        self.counters.received_bytes_total.add(len as u64);
         let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
         let rules = &self.shared.rules;
-        let step = session.received(buffer, rules, &mut context, &mut self.codecs, &mut self.replies);
+        let (step, unread) =
+            session.received(buffer, rules, &mut context, &mut self.codecs, &mut self.replies);
+        if unread > 0 {
+            self.backend.hold(conn, len - unread);
+        }
         if step == Step::Finish {
             // What it published before its Close is owed to it too, and goes before our Close.
-            self.flush_hub();
+            self.settle(conn);
         }
         self.backend.reply(conn, &mut self.replies);
         match step {
             Step::Wait => {}
             Step::Active => self.set_deadline(conn),
+            Step::Partial { is_new } => self.set_message_deadline(conn, is_new),
             Step::Finish => self.finish(conn),
         }
-        if self.hub.is_full() {
-            self.flush_hub();
+        if self.hub.is_urgent() {
+            self.hub.post_all();
+            for conn in self.hub.take_crowded() {
+                self.backend.pause(conn);
+            }
+        }
+    }
+
+    /// Delivers to a member of a room what it is owed: it is about to leave.
+    fn settle(&mut self, conn: ConnId) {
+        if let Some((_, session)) = &self.sessions[conn.index as usize]
+            && let Some(membership) = session.membership()
+        {
+            self.hub.settle(&mut self.backend, membership);
+        }
+    }
+
+    /// A turn's share of what was published.
+    fn deliver(&mut self) {
+        self.hub.deliver(&mut self.backend);
+        for (worker, mail) in self.hub.outbox().drain(..) {
+            let messages = mail.messages();
+            if !self.shared.inboxes[worker].put(mail) {
+                self.counters.inbox_dropped_total.add(messages.into());
+            }
+        }
+        for conn in self.hub.take_relieved() {
+            self.relieve(conn);
+        }
+        for conn in self.hub.take_slow() {
+            self.close_slow(conn);
+        }
+    }
+
+    /// Reads from a connection again, unless there is another reason not to.
+    fn relieve(&mut self, conn: ConnId) {
+        let session = self.sessions[conn.index as usize].as_ref();
+        if session.is_some_and(|(id, session)| *id == conn && !session.is_paused) {
+            self.backend.resume(conn);
         }
     }
 
     #[inline]
     fn set_deadline(&mut self, conn: ConnId) {
-        let Some((_, session)) = &self.sessions[conn.index as usize] else { return };
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        session.message_since = NO_MESSAGE;
         let after = match session.awaits() {
             Awaits::Message => self.timeouts.half_idle,
             Awaits::Request => Some(self.timeouts.handshake),
@@ -200,6 +278,30 @@ impl<B: Backend> Worker<B> {
         self.deadlines.set(conn.index, after);
     }
 
+    /// A message has begun and is not complete: it has a time of its own.
+    fn set_message_deadline(&mut self, conn: ConnId, is_new: bool) {
+        let Some(message) = self.timeouts.message else { return self.set_deadline(conn) };
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        let now = self.deadlines.now();
+        if is_new || session.message_since == NO_MESSAGE {
+            session.message_since = now.min(NO_MESSAGE - 1);
+        }
+        let left = message.minus(now.wrapping_sub(session.message_since));
+        let after = self.timeouts.half_idle.map_or(left, |half_idle| half_idle.min(left));
+        self.deadlines.set(conn.index, Some(after));
+    }
+
+    /// Octets wait for a connection whose socket takes no more: from now on its time is that of a peer that stalls.
+    #[cold]
+    fn blocked(&mut self, conn: ConnId) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        session.taken = self.backend.taken(conn);
+        if matches!(session.awaits(), Awaits::Message | Awaits::Nothing) {
+            session.is_blocked = true;
+            self.deadlines.set(conn.index, self.timeouts.stall);
+        }
+    }
+
     fn accepted(&mut self, conn: ConnId) {
         self.counters.accepted_total.add(1);
         let index = conn.index as usize;
@@ -207,7 +309,8 @@ impl<B: Backend> Worker<B> {
             self.sessions.resize_with(index + 1, || None);
         }
         debug_assert!(self.sessions[index].is_none(), "a slot is used again only after it was closed");
-        let is_full = self.session_count >= self.shared.config.connections_max as usize;
+        let is_full = self.session_count >= self.shared.config.connections_max as usize
+            || self.pressure == Pressure::Full;
         let session = if is_full { Session::finished() } else { Session::new(self.shared.rules.mode) };
         self.sessions[index] = Some((conn, session));
         self.session_count += 1;
@@ -216,6 +319,9 @@ impl<B: Backend> Worker<B> {
             self.counters.refused_total.add(1);
             self.backend.send(conn, FULL.to_vec().into());
             self.backend.finish(conn);
+        }
+        if let Some(drain) = &mut self.drain {
+            drain.late.push(conn);
         }
     }
 
@@ -268,28 +374,18 @@ impl<B: Backend> Worker<B> {
 
     fn meet_deadlines(&mut self) {
         let mut due = std::mem::take(&mut self.due);
-        self.deadlines.sweep(&mut due);
+        self.deadlines.sweep(TOLD_MAX, &mut due);
         for index in due.drain(..) {
-            if let Some((conn, session)) = &mut self.sessions[index as usize] {
-                let (conn, awaits) = (*conn, session.awaits());
+            if let Some((conn, session)) = &self.sessions[index as usize] {
+                let (conn, awaits, is_blocked) = (*conn, session.awaits(), session.is_blocked);
                 match awaits {
-                    Awaits::Message if session.pinged => {
-                        self.counters.idle_timeouts_total.add(1);
-                        self.close(conn, CloseCode::GOING_AWAY, "idle");
-                    }
-                    Awaits::Message => {
-                        let frame = session.ping();
-                        self.backend.send(conn, frame.into());
-                        self.set_deadline(conn);
-                    }
+                    Awaits::Message | Awaits::Nothing if is_blocked => self.meet_stall(conn),
+                    Awaits::Message => self.meet_silence(conn),
                     Awaits::Request => {
                         self.counters.handshake_timeouts_total.add(1);
                         self.backend.close(conn);
                     }
-                    Awaits::End => {
-                        self.counters.close_timeouts_total.add(1);
-                        self.backend.close(conn);
-                    }
+                    Awaits::End => self.meet_end(conn),
                     Awaits::Nothing => {}
                 }
             }
@@ -297,46 +393,213 @@ impl<B: Backend> Worker<B> {
         self.due = due;
     }
 
-    #[inline]
-    fn flush_hub(&mut self) {
-        let slow = self.hub.flush(&mut self.backend);
-        if !slow.is_empty() {
-            let slow = std::mem::take(slow);
-            self.close_slow(slow);
+    /// Something waited for a stall's time. Whoever has taken anything meanwhile is only slow.
+    fn meet_stall(&mut self, conn: ConnId) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        let taken = self.backend.taken(conn);
+        if self.backend.queued(conn) == 0 {
+            // Its silence counts from here: while something waited, nothing was read.
+            session.is_blocked = false;
+            session.pinged = false;
+            self.set_deadline(conn);
+        } else if std::mem::replace(&mut session.taken, taken) != taken {
+            self.deadlines.set(conn.index, self.timeouts.stall);
+        } else {
+            self.counters.send_stalls_total.add(1);
+            self.backend.close(conn);
         }
     }
 
-    fn close_slow(&mut self, slow: Vec<ConnId>) {
-        for conn in slow {
-            // A member of several batches is named by each of them.
-            let is_open = |session: &Session| session.awaits() == Awaits::Message;
-            if self.sessions[conn.index as usize]
-                .as_ref()
-                .is_some_and(|(id, session)| *id == conn && is_open(session))
-            {
-                self.counters.slow_consumer_closed_total.add(1);
-                self.close(conn, CloseCode::TRY_AGAIN_LATER, "too slow for this room");
+    /// Nothing was received for half of the idle timeout, or a message did not come to its end.
+    fn meet_silence(&mut self, conn: ConnId) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        let passed = self.deadlines.now().wrapping_sub(session.message_since);
+        if session.message_since != NO_MESSAGE
+            && self.timeouts.message.is_some_and(|message| message.minus(passed).is_zero())
+        {
+            self.counters.message_timeouts_total.add(1);
+            return self.fail(conn, CloseCode::POLICY_VIOLATION, "the message takes too long");
+        }
+        if session.is_paused {
+            // It is we who do not read.
+            return self.deadlines.set(conn.index, self.timeouts.half_idle);
+        }
+        if session.pinged {
+            self.counters.idle_timeouts_total.add(1);
+            return self.close(conn, CloseCode::GOING_AWAY, "idle");
+        }
+        if self.timeouts.half_idle.is_some() {
+            let frame = session.ping();
+            self.backend.send(conn, frame.into());
+            let since = session.message_since;
+            self.set_deadline(conn);
+            if let Some((_, session)) = &mut self.sessions[conn.index as usize] {
+                session.message_since = since;
             }
+        }
+    }
+
+    /// The time of a closing connection is over, unless its peer still takes what is owed to it.
+    fn meet_end(&mut self, conn: ConnId) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        let taken = self.backend.taken(conn);
+        let is_reading = std::mem::replace(&mut session.taken, taken) != taken && self.backend.queued(conn) > 0;
+        if is_reading && session.extensions > 0 {
+            session.extensions -= 1;
+            self.deadlines.set(conn.index, Some(self.timeouts.close));
+        } else {
+            self.counters.close_timeouts_total.add(1);
+            self.backend.close(conn);
+        }
+    }
+
+    /// Refuses to go on with a connection: a Close, then FIN, and nothing more is read.
+    fn fail(&mut self, conn: ConnId, code: CloseCode, reason: &str) {
+        // Behind a backlog the peer would not see it for long: what was not begun is not sent any more.
+        self.backend.drop_oldest(conn, 0);
+        self.close(conn, code, reason);
+        self.finish(conn);
+    }
+
+    fn close_slow(&mut self, conn: ConnId) {
+        // A member of several batches is named by each of them.
+        let session = self.sessions[conn.index as usize].as_ref();
+        if session.is_some_and(|(id, session)| *id == conn && session.awaits() == Awaits::Message) {
+            self.counters.slow_consumer_closed_total.add(1);
+            self.backend.drop_oldest(conn, 0);
+            self.close(conn, CloseCode::TRY_AGAIN_LATER, "too slow for this room");
+        }
+    }
+
+    /// Says what this worker holds, once a tick, and does something about it if all together hold too much.
+    #[inline]
+    fn mind_memory(&mut self) {
+        if self.deadlines.now() != self.settled_at {
+            self.settled_at = self.deadlines.now();
+            self.settle_memory();
+        }
+    }
+
+    fn settle_memory(&mut self) {
+        let before = self.pressure;
+        self.pressure = self.shared.ceiling.settle(self.index, self.session_count, &self.meter);
+        if self.pressure == Pressure::None {
+            for conn in std::mem::take(&mut self.paused) {
+                if let Some((id, session)) = &mut self.sessions[conn.index as usize]
+                    && *id == conn
+                {
+                    session.is_paused = false;
+                    self.backend.resume(conn);
+                }
+            }
+            return;
+        }
+        let mut holders = self.holders();
+        if self.pressure == Pressure::Full && before == Pressure::Full {
+            // To read no more was not enough.
+            let share = self.shared.ceiling.excess() / self.shared.inboxes.len();
+            self.close_holders(&holders, share);
+        }
+        let mean = self.meter.used() / holders.len().max(1);
+        holders.retain(|(held, _)| *held >= mean / 2);
+        for (_, conn) in holders {
+            if let Some((_, session)) = &mut self.sessions[conn.index as usize]
+                && !std::mem::replace(&mut session.is_paused, true)
+            {
+                self.counters.memory_paused_total.add(1);
+                self.paused.push(conn);
+                self.backend.pause(conn);
+            }
+        }
+        self.log_pressure();
+    }
+
+    /// Who holds much, those that hold most first.
+    fn holders(&self) -> Vec<(usize, ConnId)> {
+        let sessions = self.sessions.iter().flatten();
+        let mut holders: Vec<_> = sessions
+            .map(|(conn, session)| (self.backend.held_bytes(*conn) + session.held_octets(), *conn))
+            .filter(|(held, _)| *held >= HOLDER_MIN)
+            .collect();
+        holders.sort_unstable_by_key(|(held, _)| std::cmp::Reverse(*held));
+        holders
+    }
+
+    /// Closes those that hold most, until `share` octets are given back.
+    fn close_holders(&mut self, holders: &[(usize, ConnId)], share: usize) {
+        let mut given_back = 0;
+        for &(held, conn) in holders.iter().take(TOLD_MAX) {
+            if given_back >= share {
+                break;
+            }
+            given_back += held;
+            self.counters.memory_closed_total.add(1);
+            let Some((_, session)) = &self.sessions[conn.index as usize] else { continue };
+            if self.backend.held_bytes(conn) >= HOLDER_MIN || session.awaits() != Awaits::Message {
+                // A Close would stand behind what waits.
+                self.backend.close(conn);
+            } else {
+                self.fail(conn, CloseCode::TRY_AGAIN_LATER, "memory is short");
+            }
+        }
+    }
+
+    fn log_pressure(&mut self) {
+        let now = self.backend.now();
+        if self.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_EVERY) {
+            self.logged = Some(now);
+            let (held, pressure) = (self.shared.ceiling.held(), self.pressure);
+            let (worker, paused) = (self.index, self.paused.len());
+            tracing::warn!(
+                worker,
+                held_bytes = held,
+                ?pressure,
+                paused,
+                "memory is short: those that hold most are not read from, then closed; \
+                 raise --memory-bytes-max, or lower --message-size-max or --send-queue-bytes-max"
+            );
         }
     }
 
     /// Tells the next connections that the server goes; whether there are none left.
     fn drained(&mut self) -> bool {
         let Some(drain) = &mut self.drain else { return false };
-        let elapsed = self.backend.now().duration_since(drain.start).as_millis();
-        let total = self.sessions.len();
-        let drain_ms = u128::from(self.shared.config.drain_ms);
-        let target = if elapsed >= drain_ms { total } else { (total as u128 * elapsed / drain_ms) as usize };
-        let told = drain.told;
-        drain.told = told.max(target);
-        for index in told..target {
-            if let Some((conn, session)) = &self.sessions[index] {
-                let conn = *conn;
-                if session.awaits() != Awaits::End {
-                    self.close(conn, CloseCode::GOING_AWAY, "the server goes down");
-                }
-            }
+        let now = self.backend.now();
+        let elapsed = now.duration_since(*drain.start.get_or_insert(now));
+        let (total, time) = (self.sessions.len(), Duration::from_millis(self.shared.config.drain_ms.into()));
+        let target = if elapsed >= time {
+            total
+        } else {
+            (total as u128 * elapsed.as_micros() / time.as_micros()) as usize
+        };
+        let from = drain.at;
+        drain.at = from.max(target.min(from + TOLD_MAX));
+        let mut told = std::mem::take(&mut drain.late);
+        let next = self.sessions[from..drain.at.min(total)].iter().flatten();
+        told.extend(next.map(|(conn, _)| *conn));
+        let is_patient = elapsed < time + DRAIN_GRACE;
+        for conn in told {
+            self.tell(conn, is_patient);
         }
         self.session_count == 0
+    }
+
+    /// Tells a connection that the server goes, once all that has arrived from it was answered.
+    fn tell(&mut self, conn: ConnId, is_patient: bool) {
+        let Some((_, session)) = self.sessions[conn.index as usize].as_ref().filter(|(id, _)| *id == conn) else {
+            return;
+        };
+        match session.awaits() {
+            Awaits::End => {}
+            _ if is_patient && !self.backend.is_quiet(conn) => {
+                if let Some(drain) = &mut self.drain {
+                    drain.late.push(conn);
+                }
+            }
+            _ => {
+                self.settle(conn);
+                self.close(conn, CloseCode::GOING_AWAY, "the server goes down");
+            }
+        }
     }
 }

@@ -146,6 +146,11 @@ impl Buffers {
         Ok(buffers)
     }
 
+    /// The memory that `count` buffers of `len` octets keep, in octets.
+    pub(super) fn kept(count: u16, len: usize) -> usize {
+        usize::from(count.min(KEPT)) * len + usize::from(count.saturating_sub(KEPT)) * len.min(OTHERS_LEN + PAGE)
+    }
+
     /// The buffer that a completion hands over, if it does.
     #[inline]
     pub(super) fn take(&mut self, done: &Done) -> Option<Buffer> {

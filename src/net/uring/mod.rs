@@ -90,6 +90,11 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// The memory that `count` receive buffers of `len` octets keep, in octets.
+pub fn buffers_kept(count: u16, len: usize) -> usize {
+    Buffers::kept(count, len)
+}
+
 /// The backend on io_uring.
 pub type UringBackend = Transport<UringDriver<KernelRing>>;
 

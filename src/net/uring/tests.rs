@@ -1,6 +1,7 @@
 //! The backend by itself, against sockets of loopback.
 
 use super::*;
+use crate::memory::Lease;
 use crate::net::queue::Publication;
 use crate::net::{Backend, Completion, Endpoint, bind};
 use std::collections::HashMap;
@@ -90,7 +91,7 @@ fn a_backend_dropped_with_operations_in_flight_ends_them() {
     // One send is submitted and not in the kernel yet, and what follows it is queued.
     for _ in 0..2 {
         let octets = Arc::new(vec![b'y'; 100]);
-        backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1 })));
+        backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1, lease: Lease::default() })));
     }
     assert!(backend.queued(conn) >= 200);
     drop(backend);
@@ -116,7 +117,7 @@ fn a_connection_closed_in_the_middle_of_a_send_is_reported_once() {
                         // The send is in flight, then the queue waits for a full socket.
                         for _ in 0..2 {
                             let octets = Arc::new(vec![b'y'; 32 << 20]);
-                            let publication = Publication { octets, messages: 1 };
+                            let publication = Publication { octets, messages: 1, lease: Lease::default() };
                             backend.send(conn, Chunk::Shared(Rc::new(publication)));
                         }
                     }

@@ -17,6 +17,10 @@ impl App for Broadcast {
         Reply::Nothing
     }
 
+    fn membership(&self) -> Option<&Membership> {
+        Some(&self.0)
+    }
+
     fn closed(self: Box<Self>, context: &mut Context<'_>) {
         context.hub.leave(self.0);
     }

@@ -3,7 +3,7 @@
 mod broadcast;
 mod echo;
 
-use super::hub::{Encoding, Hub};
+use super::hub::{Encoding, Hub, Membership};
 use super::metrics::Counters;
 use crate::config::Mode;
 use crate::net::ConnId;
@@ -20,6 +20,11 @@ pub(crate) struct Context<'a> {
 pub(crate) trait App {
     /// A message arrived.
     fn message(&mut self, message: Message<'_>, context: &mut Context<'_>) -> Reply;
+
+    /// Its place in a room, if it has one.
+    fn membership(&self) -> Option<&Membership> {
+        None
+    }
 
     /// Our Close is sent, or the connection is gone: nothing may be sent any more. Called once.
     fn closed(self: Box<Self>, context: &mut Context<'_>) {

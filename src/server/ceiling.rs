@@ -1,0 +1,106 @@
+//! One ceiling for the memory that peers can make grow, over all workers.
+//!
+//! Each worker says what it holds and gets its share of what is left, which its [`Meter`] hands out. Long before
+//! nothing is left, the largest holders are read from no more, and then closed; the small ones never notice.
+//! Start at [`Ceiling::settle`].
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::memory::Meter;
+
+/// What a connection takes in memory while nothing waits for it, in octets: its slots, and what malloc adds.
+pub(super) const CONNECTION_COST: usize = 512;
+/// What the process takes before anybody connects, and each worker without its receive buffers, in octets.
+const PROCESS_COST: usize = 16 << 20;
+const WORKER_COST: usize = 4 << 20;
+/// A worker is not refused less than this at once: otherwise nothing could be served.
+const SHARE_MIN: usize = 64 << 10;
+
+/// How near the ceiling is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Pressure {
+    /// Far.
+    None,
+    /// Over 3/4: the largest holders are to hold no more.
+    Tight,
+    /// Over 7/8: the largest holders are to give back what they hold, and nobody new is let in.
+    Full,
+}
+
+/// What all workers together may hold.
+#[derive(Debug)]
+pub(super) struct Ceiling {
+    bytes_max: usize,
+    /// By worker: what it holds.
+    held: Box<[Held]>,
+    /// What each worker's receive buffers keep.
+    buffers_bytes: usize,
+}
+
+/// On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Held(AtomicUsize);
+
+impl Ceiling {
+    /// A ceiling of `bytes_max` octets for `workers` workers, each of which has `buffers_bytes` of receive buffers.
+    pub(super) fn new(bytes_max: usize, workers: usize, buffers_bytes: usize) -> Self {
+        Self { bytes_max, held: (0..workers).map(|_| Held::default()).collect(), buffers_bytes }
+    }
+
+    /// The least that `workers` workers can be run with, in octets.
+    pub(super) fn least(workers: usize, buffers_bytes: usize) -> usize {
+        4 * (PROCESS_COST + workers * (WORKER_COST + buffers_bytes)) / 3
+    }
+
+    /// What is held in all, in octets.
+    pub(super) fn held(&self) -> usize {
+        let workers = self.held.len();
+        let fixed = PROCESS_COST + workers * (WORKER_COST + self.buffers_bytes);
+        fixed + self.held.iter().map(|held| held.0.load(Relaxed)).sum::<usize>()
+    }
+
+    /// Takes in what a worker holds now, and lets its meter hand out its share of what is left.
+    pub(super) fn settle(&self, worker: usize, connections: usize, meter: &Meter) -> Pressure {
+        self.held[worker].0.store(meter.used() + connections * CONNECTION_COST, Relaxed);
+        let held = self.held();
+        let left = self.bytes_max.saturating_sub(held);
+        let share = left / self.held.len();
+        meter.set_free(share.max(SHARE_MIN));
+        // Of what is left at the end, nothing is for large leases.
+        meter.set_kept_for_small((self.bytes_max / 16 / self.held.len()).min(share));
+        match held {
+            held if held > self.bytes_max / 8 * 7 => Pressure::Full,
+            held if held > self.bytes_max / 4 * 3 => Pressure::Tight,
+            _ => Pressure::None,
+        }
+    }
+
+    /// How many octets are to be given back for the ceiling to be far again.
+    pub(super) fn excess(&self) -> usize {
+        self.held().saturating_sub(self.bytes_max / 4 * 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_workers_hold_adds_up_and_what_is_left_is_shared() {
+        let ceiling = Ceiling::new(1 << 30, 2, 1 << 20);
+        let (first, second) = (Meter::default(), Meter::default());
+        assert_eq!(ceiling.settle(0, 0, &first), Pressure::None);
+        let lease = first.take(400 << 20).unwrap();
+        assert!(first.take(200 << 20).is_none(), "the other half is for the other worker");
+        assert_eq!(ceiling.settle(0, 0, &first), Pressure::None);
+        let _other = second.force(400 << 20);
+        assert_eq!(ceiling.settle(1, 0, &second), Pressure::Tight);
+        assert_eq!(ceiling.settle(0, 300_000, &first), Pressure::Full);
+        assert!(first.take(100 << 20).is_none());
+        assert!(ceiling.excess() > 200 << 20, "{}", ceiling.excess());
+        drop(lease);
+        assert_eq!(ceiling.settle(0, 0, &first), Pressure::None);
+        assert_eq!(ceiling.excess(), 0);
+    }
+}

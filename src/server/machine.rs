@@ -1,0 +1,75 @@
+//! How much memory this process may take: what the machine has, and what its limits leave of that.
+
+use std::fs;
+use std::path::Path;
+
+/// The least of the machine's memory, the memory of the control groups that this process is in, and its limit of
+/// address space, in octets.
+pub(super) fn memory_bytes() -> usize {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text));
+    let groups = fs::read_to_string("/proc/self/cgroup").ok();
+    let group = groups.and_then(|text| group_limit(&text, Path::new("/sys/fs/cgroup")));
+    let address_space = rlimit::getrlimit(rlimit::Resource::AS).ok().map(|(soft, _)| soft);
+    let least = [machine, group, address_space].into_iter().flatten().min();
+    usize::try_from(least.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
+}
+
+/// `MemTotal` of /proc/meminfo, in octets.
+fn mem_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The smallest limit of a group in /proc/self/cgroup, or of one above it, in octets.
+fn group_limit(text: &str, root: &Path) -> Option<u64> {
+    let mut least = None;
+    for line in text.lines() {
+        let (folder, file, path) = match line.splitn(3, ':').collect::<Vec<_>>()[..] {
+            ["0", "", path] => ("", "memory.max", path),
+            [_, controllers, path] if controllers.split(',').any(|name| name == "memory") => {
+                ("memory", "memory.limit_in_bytes", path)
+            }
+            _ => continue,
+        };
+        let path = root.join(folder).join(path.trim_start_matches('/'));
+        // In a container the path may be one of the host's: then the root says what holds here.
+        for group in path.ancestors().take_while(|group| group.starts_with(root)) {
+            let limit = fs::read_to_string(group.join(file)).ok().and_then(|text| text.trim().parse().ok());
+            least = [least, limit].into_iter().flatten().min();
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(memory_bytes() > 1 << 20);
+    }
+
+    #[test]
+    fn the_total_is_in_kibibytes() {
+        assert_eq!(mem_total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16384));
+        assert_eq!(mem_total("MemFree: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn the_smallest_limit_of_a_group_or_one_above_it_counts() {
+        let root = std::env::temp_dir().join(format!("resound-cgroup-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("a/b/memory.max", "max\n");
+        write("a/memory.max", "5000\n");
+        write("memory/c/memory.limit_in_bytes", "7000\n");
+        assert_eq!(group_limit("0::/a/b\n", &root), Some(5000));
+        assert_eq!(group_limit("1:cpu,memory:/c\n0::/x\n", &root), Some(7000));
+        assert_eq!(group_limit("1:cpu:/c\n", &root), None);
+        fs::remove_dir_all(root).unwrap();
+    }
+}
