@@ -32,7 +32,7 @@ fn frames(opcode: Opcode, payload_len: usize, count: usize) -> Vec<u8> {
 }
 
 fn echo(c: &mut Criterion) {
-    let limits = Limits { message_size_max: 32 << 20, fragments_max: 1 << 20 };
+    let limits = Limits::default();
     for (name, opcode, payload_len, count) in [
         ("one frame/binary", Opcode::Binary, 20, 1),
         ("one frame/text", Opcode::Text, 20, 1),

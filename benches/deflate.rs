@@ -187,7 +187,7 @@ fn echo(settings: DeflateSettings, no_takeover: bool, message: &[u8]) -> f64 {
         server_max_window_bits: None,
         client_max_window_bits: None,
     };
-    let limits = Limits { message_size_max: 1 << 30, fragments_max: 1 };
+    let limits = Limits { message_size_max: 1 << 30, ..Limits::default() };
     let mut codecs = Codecs::new(settings);
     let mut connection = Connection::server();
     assert!(connection.agree_on_deflate(params, &codecs));

@@ -134,9 +134,21 @@ pub struct Config {
     #[arg(long, value_name = "OCTETS", default_value_t = 64, help_heading = "Compression")]
     pub deflate_min_octets: u32,
 
-    /// The most octets that the connections of one worker may own for compression: windows, and 47 KiB for
-    /// every compressed message that is still arriving. When they are used up, new connections get no context
-    /// takeover, and compressed messages that arrive in pieces wait to be complete before they are looked at.
+    /// Send messages with more octets as they are, too: nobody else on the worker is served while one is
+    /// compressed, 2 to 10 ms for each MiB.
+    #[arg(long, value_name = "OCTETS", default_value_t = 1 << 20, help_heading = "Compression")]
+    pub deflate_max_octets: u32,
+
+    /// The most that a compressed message may inflate to, as a multiple of its length, beyond its first MiB;
+    /// more is refused with 1009. 0: any. Text rarely passes 50, DEFLATE ends at 1032: only bombs, and
+    /// messages of one repeated octet, are in between.
+    #[arg(long, value_name = "RATIO", default_value_t = 200, help_heading = "Compression")]
+    pub deflate_ratio_max: u32,
+
+    /// The most octets that the connections of one worker may own for compression: windows, and for every
+    /// compressed message that is still arriving 47 KiB and what it inflates to. When they are used up, new
+    /// connections get no context takeover, compressed messages that arrive in pieces wait to be complete
+    /// before they are looked at, and those that inflate to more than a MiB get 1013.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
     pub deflate_memory_bytes_max: usize,
 
@@ -279,7 +291,11 @@ impl Config {
 
     /// The limits that the protocol core applies.
     pub fn limits(&self) -> Limits {
-        Limits { message_size_max: self.message_size_max, fragments_max: self.fragments_max }
+        Limits {
+            message_size_max: self.message_size_max,
+            fragments_max: self.fragments_max,
+            ..Limits::default()
+        }
     }
 
     /// Which origins and subprotocols are accepted.
@@ -312,7 +328,9 @@ impl Config {
             level: self.deflate_level,
             memory_level: self.deflate_memory_level,
             message_len_min: self.deflate_min_octets as usize,
+            message_len_max: self.deflate_max_octets as usize,
             memory_bytes_max: self.deflate_memory_bytes_max,
+            ratio_max: self.deflate_ratio_max as usize,
             recompress: self.deflate_recompress,
         }
     }

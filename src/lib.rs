@@ -8,6 +8,7 @@
 //!            +----> proto -> mask  RFC 6455 without I/O; unmasking with SIMD
 //! ```
 //!
+//! All of them may use [`memory`], which counts what peers can make grow.
 //! `net` and `proto` never name each other; `tests/dependency_rules.rs` holds that.
 //!
 //! # Unsafe code

@@ -9,7 +9,7 @@ use resound::proto::{
     Reply,
 };
 
-const LIMITS: Limits = Limits { message_size_max: 50_000, fragments_max: 100 };
+const LIMITS: Limits = Limits { message_size_max: 50_000, fragments_max: 100, inflate_octets_max: 1 << 20 };
 
 struct Echo;
 

@@ -7,7 +7,7 @@ use resound::proto::{
     Codecs, Connection, Handler, Limits, Message, Opcode, ProtocolError, Replies, Reply, State,
 };
 
-const LIMITS: Limits = Limits { message_size_max: 1 << 16, fragments_max: 16 };
+const LIMITS: Limits = Limits { message_size_max: 1 << 16, fragments_max: 16, inflate_octets_max: 1 << 20 };
 
 struct Seen {
     messages: Vec<(Opcode, Vec<u8>)>,
@@ -34,14 +34,15 @@ fn run(is_client: bool, input: &[u8], piece_len: usize) -> Outcome {
     let (mut replies, mut sent, mut result) = (Replies::default(), Vec::new(), Ok(()));
     for piece in input.chunks(piece_len) {
         let mut buffer = piece.to_vec();
-        result = result.and(connection.receive(
+        let outcome = connection.receive(
             &mut buffer,
             0,
             &LIMITS,
             &mut Codecs::default(),
             &mut replies,
             &mut seen,
-        ));
+        );
+        result = result.and(outcome.map(|left| assert_eq!(left, 0, "nothing is inflated")));
         sent.extend(replies.to_vec(&buffer));
     }
     (sent, seen.messages, result, connection.state())

@@ -57,6 +57,16 @@ pub struct Limits {
     pub message_size_max: u64,
     /// The most frames a message may be cut into; more are refused with 1008.
     pub fragments_max: u32,
+    /// The most octets that one [`Connection::receive`] inflates before it stops, about: so that one peer's
+    /// bombs do not hold up all others. At most twice as many, and at most a MiB more, if that ends a message.
+    pub inflate_octets_max: usize,
+}
+
+impl Default for Limits {
+    /// What the server's flags say by default.
+    fn default() -> Self {
+        Self { message_size_max: 32 << 20, fragments_max: 1 << 20, inflate_octets_max: 1 << 20 }
+    }
 }
 
 /// A frame whose payload has not all arrived.
@@ -150,8 +160,12 @@ impl Connection {
 
     /// Takes in `buffer[at..]`, tells `handler` every whole message in it, and leaves in `replies` what goes
     /// back: echoes, pongs, Close frames. What is left of the buffer outside of [`Replies::range`] is
-    /// garbage afterwards. `codecs` are the same in every call, and shared with other connections; one that
-    /// has not agreed on compression does not look at them.
+    /// garbage afterwards, save for what is returned. `codecs` are the same in every call, and shared with
+    /// other connections.
+    ///
+    /// Returns how many octets at the buffer's end it has not looked at, because it has worked enough
+    /// ([`Limits::inflate_octets_max`]): nearly always 0, and without compression always. The next call must
+    /// begin with exactly these octets, before anything newer. It needs nothing newer to go on.
     ///
     /// # Errors
     /// The peer broke a rule. The Close frame for it is among the replies, and the connection is
@@ -165,14 +179,26 @@ impl Connection {
         codecs: &mut Codecs,
         replies: &mut Replies,
         handler: &mut H,
-    ) -> Result<(), ProtocolError> {
+    ) -> Result<usize, ProtocolError> {
         replies.clear(at);
         let mut input = Input { buffer, read: at, replies };
-        let result = self.receive_frames(&mut input, limits, codecs, handler);
+        let result = self.receive_frames(&mut input, limits, codecs, handler).map(|()| 0);
         if let Err(error) = result {
             self.fail(error, &mut input);
         }
         result
+    }
+
+    /// The octets that it holds beyond its own size, all of them leased from the codecs' meter.
+    #[inline]
+    pub fn held_octets(&self) -> usize {
+        0
+    }
+
+    /// Whether a frame header, a frame or a message has begun and is not complete.
+    #[inline]
+    pub fn is_in_message(&self) -> bool {
+        self.message.is_some() || self.frame.is_some() || self.head_len > 0
     }
 
     /// Starts the closing handshake: appends a Close frame with `code` to `target`. What the peer sends

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Inflate, InflateFlush, Status};
 
+use crate::memory::Meter;
+
 use super::extension::{WINDOW_BITS_MAX, WINDOW_BITS_MIN};
 use super::frame::HEADER_LEN_MAX;
 use super::{FrameHeader, Opcode, ProtocolError};
@@ -40,8 +42,12 @@ pub struct DeflateSettings {
     pub memory_level: u8,
     /// Messages with fewer octets go out as they are.
     pub message_len_min: usize,
-    /// The most octets that the connections sharing one [`Codecs`] may own.
+    /// Messages with more octets go out as they are.
+    pub message_len_max: usize,
+    /// The most octets that the connections sharing one [`Codecs`] may own for compression.
     pub memory_bytes_max: usize,
+    /// How many times its compressed length a message may inflate to, beyond its first MiB. 0: any.
+    pub ratio_max: usize,
     /// Compress an echo anew even if the octets that came could go back.
     pub recompress: bool,
 }
@@ -52,7 +58,9 @@ impl Default for DeflateSettings {
             level: 1,
             memory_level: 8,
             message_len_min: 64,
+            message_len_max: 1 << 20,
             memory_bytes_max: 256 << 20,
+            ratio_max: 200,
             recompress: false,
         }
     }
@@ -71,12 +79,24 @@ pub struct Codecs {
     /// The message that was compressed last.
     pub(super) deflated: Buffer,
     used: Arc<AtomicUsize>,
+    meter: Meter,
 }
 
 impl Codecs {
     /// Codecs for connections that compress as `settings` say. Nothing is allocated yet.
     pub fn new(settings: DeflateSettings) -> Self {
         Self { compressors: Compressors::new(settings), ..Self::default() }
+    }
+
+    /// The same, for connections whose memory counts in `meter`.
+    pub fn with_meter(settings: DeflateSettings, meter: Meter) -> Self {
+        Self { compressors: Compressors::new(settings), meter, ..Self::default() }
+    }
+
+    /// Where the memory of these connections counts.
+    #[inline]
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// How they compress.

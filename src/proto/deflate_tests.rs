@@ -8,7 +8,9 @@ const SETTINGS: DeflateSettings = DeflateSettings {
     level: 6,
     memory_level: 8,
     message_len_min: 0,
+    message_len_max: usize::MAX,
     memory_bytes_max: usize::MAX,
+    ratio_max: 0,
     recompress: false,
 };
 /// "Hello" in the blocks of §7.2.3.1: fixed Huffman codes, and the header octet of the empty block.

@@ -36,6 +36,10 @@ pub enum ProtocolError {
     MessageTooBig,
     #[error("a message has more fragments than fragments_max")]
     TooManyFragments,
+    #[error("a compressed message inflates to more than deflate_ratio_max times its length")]
+    InflationRatio,
+    #[error("there is no memory left for a message")]
+    NoMemory,
 }
 
 impl ProtocolError {
@@ -43,8 +47,10 @@ impl ProtocolError {
     pub const fn close_code(self) -> CloseCode {
         match self {
             Self::InvalidUtf8 | Self::Compression => CloseCode::INVALID_PAYLOAD,
-            Self::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
+            // Not 1007: a message that inflates so much is valid. It is too big for what it was announced as.
+            Self::MessageTooBig | Self::InflationRatio => CloseCode::MESSAGE_TOO_BIG,
             Self::TooManyFragments => CloseCode::POLICY_VIOLATION,
+            Self::NoMemory => CloseCode::TRY_AGAIN_LATER,
             _ => CloseCode::PROTOCOL_ERROR,
         }
     }

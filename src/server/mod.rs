@@ -104,7 +104,8 @@ impl Shared {
             ceiling: Ceiling::new(memory_bytes_max.max(least), workers, buffers_bytes),
             rules: Rules {
                 mode: config.mode,
-                limits: config.limits(),
+                // Until what a receive leaves is carried to the next one, it must leave nothing.
+                limits: crate::proto::Limits { inflate_octets_max: usize::MAX, ..config.limits() },
                 handshake: HandshakeLimits {
                     head_bytes_max: config.header_bytes_max as usize,
                     header_count_max: config.headers_max.into(),

@@ -411,7 +411,7 @@ mod tests {
     ) -> Option<String> {
         let rules = Rules {
             mode: Mode::Echo,
-            limits: Limits { message_size_max: 1000, fragments_max: 10 },
+            limits: Limits { message_size_max: 1000, ..Limits::default() },
             handshake: HandshakeLimits::default(),
             policy: UpgradePolicy::default(),
             deflate,

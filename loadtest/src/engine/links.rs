@@ -30,7 +30,11 @@ const SUBMIT_SIZE_MAX: usize = 16 << 10;
 /// How long a closing handshake may take before the connection is cut.
 const CLOSE_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 /// Messages are at most as long as those sent; what is longer is not one of ours.
-const LIMITS: Limits = Limits { message_size_max: super::size::SIZE_MAX as u64, fragments_max: 1 << 20 };
+const LIMITS: Limits = Limits {
+    message_size_max: super::size::SIZE_MAX as u64,
+    fragments_max: 1 << 20,
+    inflate_octets_max: usize::MAX,
+};
 
 pub(super) fn token(slot: usize, generation: u32) -> Token {
     Token(slot | (generation as usize) << 32)

@@ -22,7 +22,11 @@ pub(super) struct Found {
 /// Who the probe's message is from: no connection of the run has this number.
 const SENDER: u32 = u32::MAX;
 /// The probe's message carries a stamp like any other.
-const LIMITS: Limits = Limits { message_size_max: super::size::SIZE_MAX as u64, fragments_max: 1 << 20 };
+const LIMITS: Limits = Limits {
+    message_size_max: super::size::SIZE_MAX as u64,
+    fragments_max: 1 << 20,
+    inflate_octets_max: usize::MAX,
+};
 
 /// Connects, upgrades, sends one message and waits until something comes back, all within the connect
 /// timeout; then closes.

@@ -260,7 +260,9 @@ impl Worker {
             rng: fastrand::Rng::with_seed(seed ^ 2),
             replies: Replies::default(),
             codecs: Codecs::new(DeflateSettings {
+                message_len_max: usize::MAX,
                 memory_bytes_max: usize::MAX,
+                ratio_max: 0,
                 ..DeflateSettings::default()
             }),
             plain: Vec::new(),

@@ -188,7 +188,8 @@ impl<'a> Session<'a> {
         if self.shared.faults.broadcast {
             self.shared.subscribers.lock().unwrap().insert(self.id, Arc::clone(&self.writer));
         }
-        let limits = Limits { message_size_max: 64 << 20, fragments_max: 1024 };
+        let limits =
+            Limits { message_size_max: 64 << 20, fragments_max: 1024, inflate_octets_max: usize::MAX };
         let (mut connection, mut replies) = (Connection::server(), Replies::default());
         let mut codecs = Codecs::default();
         let mut answer = Answer { shared: self.shared, out: Vec::new(), held: None };
