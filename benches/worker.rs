@@ -11,6 +11,7 @@ use clap::Parser as _;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use resound::config::Config;
 use resound::mask::{self, MaskingKey};
+use resound::memory::Meter;
 use resound::net::{Backend, Chunk, Completion, ConnId, Wake};
 use resound::proto::{FrameHeader, Opcode, Replies};
 use resound::server::OneWorker;
@@ -164,7 +165,8 @@ fn frames(payload_len: usize, count: usize) -> Vec<u8> {
 
 fn worker(path: &str, frames: Vec<u8>, conns: usize, active: usize) -> OneWorker<Nothing> {
     let backend = Nothing::new(path, frames, conns, active);
-    let mut worker = OneWorker::new(Config::parse_from(["resound"]), backend, Meter::default()).expect("it starts");
+    let mut worker =
+        OneWorker::new(Config::parse_from(["resound"]), backend, Meter::default()).expect("it starts");
     worker.turn().expect("nothing fails");
     assert_eq!(worker.counters().upgraded_total.value(), conns as u64);
     worker

@@ -29,8 +29,9 @@ pub(super) struct Link {
     pub(super) resumes: bool,
     /// It stands in the list of links to be flushed.
     pub(super) flushes: bool,
-    /// That octets wait was reported, and still holds.
+    /// Octets wait because the socket takes no more; and whether that was reported.
     pub(super) blocked: bool,
+    pub(super) blocked_reported: bool,
     /// No completion but `Closed` is to come.
     pub(super) ended: bool,
     /// Why it ended.
@@ -93,6 +94,7 @@ impl Link {
             resumes: false,
             flushes: false,
             blocked: false,
+            blocked_reported: false,
             ended: false,
             error: None,
             backlog: None,

@@ -55,6 +55,8 @@ pub enum Completion {
     Connected(ConnId),
     /// Octets began to wait because the socket takes no more. See [`Backend::taken`].
     Blocked(ConnId),
+    /// Nothing waits any more.
+    Unblocked(ConnId),
     /// Nothing can be accepted for now (EMFILE, ENFILE, ENOBUFS, ENOMEM): the backend pauses and tries again.
     AcceptFailed(io::Error),
     /// Octets of this connection wait because the backend had no buffer for them; it receives them when it

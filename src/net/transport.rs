@@ -177,7 +177,7 @@ pub struct Transport<D: Driver> {
     to_flush: VecDeque<u32>,
     /// What links may still flush in this turn, in octets.
     flush_left: usize,
-    /// Links whose octets began to wait, to be reported.
+    /// Links whose octets began to wait, or do no more: to be reported.
     blocked: Vec<u32>,
     /// Links whose end is to be reported. Nothing is in flight for them.
     ended: VecDeque<u32>,
@@ -364,7 +364,9 @@ impl<D: Driver> Transport<D> {
     /// The queue is empty.
     fn flushed(&mut self, index: u32) {
         let Entry { link, io } = &mut self.links[index as usize];
-        link.blocked = false;
+        if std::mem::replace(&mut link.blocked, false) {
+            self.blocked.push(index);
+        }
         if link.finish == Finish::Asked {
             link.finish = Finish::FinSent;
             io.shutdown();
@@ -426,6 +428,19 @@ impl<D: Driver> Transport<D> {
             link.blocked = true;
             self.blocked.push(index);
         }
+    }
+
+    /// Says whether octets wait now, if that has changed since it was said. The slot may be somebody else's by now.
+    #[cold]
+    fn report_change(&mut self, index: u32) -> Option<Completion> {
+        let link = &mut self.links.get_mut(index as usize)?.link;
+        if link.ended || link.blocked == link.blocked_reported {
+            return None;
+        }
+        link.blocked_reported = link.blocked;
+        let is_blocked = link.blocked;
+        let conn = self.id(index);
+        Some(if is_blocked { Completion::Blocked(conn) } else { Completion::Unblocked(conn) })
     }
 
     /// Octets were queued that nothing will send by itself.
@@ -516,10 +531,8 @@ impl<D: Driver> Backend for Transport<D> {
                 return Some(self.report_end(index));
             }
             if let Some(index) = self.blocked.pop() {
-                // It may be over already, and the slot somebody else's.
-                if self.links.get(index as usize).is_some_and(|entry| entry.link.blocked && !entry.link.ended)
-                {
-                    return Some(Completion::Blocked(self.id(index)));
+                if let Some(completion) = self.report_change(index) {
+                    return Some(completion);
                 }
                 continue;
             }

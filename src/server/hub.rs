@@ -441,7 +441,12 @@ impl Hub {
         if room.deliveries.is_empty() {
             self.delivering.push_back(index);
         }
-        room.deliveries.push_back(Delivery { number, publications: batch.publications(&self.meter), len, at: 0 });
+        room.deliveries.push_back(Delivery {
+            number,
+            publications: batch.publications(&self.meter),
+            len,
+            at: 0,
+        });
     }
 
     /// Delivers a turn's share of what was posted, room by room.

@@ -105,7 +105,7 @@ impl Shared {
             rules: Rules {
                 mode: config.mode,
                 // Until what a receive leaves is carried to the next one, it must leave nothing.
-                limits: crate::proto::Limits { inflate_octets_max: usize::MAX, ..config.limits() },
+                limits: config.limits(),
                 handshake: HandshakeLimits {
                     head_bytes_max: config.header_bytes_max as usize,
                     header_count_max: config.headers_max.into(),

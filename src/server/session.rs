@@ -172,7 +172,10 @@ impl Session {
                     self.pinged = false;
                     let unread = result.unwrap_or(0);
                     if connection.is_in_message() {
-                        return (Step::Partial { is_new: context.counters.messages_total.value() != before }, unread);
+                        return (
+                            Step::Partial { is_new: context.counters.messages_total.value() != before },
+                            unread,
+                        );
                     }
                     return (Step::Active, unread);
                 }

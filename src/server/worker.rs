@@ -169,7 +169,9 @@ impl<B: Backend> Worker<B> {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let timeout = if self.hub.has_deliveries() || !self.inbox().park() {
+        // Whoever drains knows already that it is to stop, which is what keeps others from parking.
+        let may_wait = self.inbox().park() || self.drain.is_some();
+        let timeout = if self.hub.has_deliveries() || !may_wait {
             Some(Duration::ZERO)
         } else {
             let drain = self.drain.as_ref().map(|_| DRAIN_STEP);
@@ -191,6 +193,7 @@ impl<B: Backend> Worker<B> {
                 self.finish(conn);
             }
             Completion::Blocked(conn) => self.blocked(conn),
+            Completion::Unblocked(conn) => self.unblocked(conn),
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
             Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
@@ -302,6 +305,15 @@ impl<B: Backend> Worker<B> {
         }
     }
 
+    /// Nothing waits for it any more. Its silence counts from here: while something waited, nothing was read.
+    #[cold]
+    fn unblocked(&mut self, conn: ConnId) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        if std::mem::replace(&mut session.is_blocked, false) {
+            self.set_deadline(conn);
+        }
+    }
+
     fn accepted(&mut self, conn: ConnId) {
         self.counters.accepted_total.add(1);
         let index = conn.index as usize;
@@ -397,12 +409,7 @@ impl<B: Backend> Worker<B> {
     fn meet_stall(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
         let taken = self.backend.taken(conn);
-        if self.backend.queued(conn) == 0 {
-            // Its silence counts from here: while something waited, nothing was read.
-            session.is_blocked = false;
-            session.pinged = false;
-            self.set_deadline(conn);
-        } else if std::mem::replace(&mut session.taken, taken) != taken {
+        if std::mem::replace(&mut session.taken, taken) != taken {
             self.deadlines.set(conn.index, self.timeouts.stall);
         } else {
             self.counters.send_stalls_total.add(1);
@@ -443,7 +450,8 @@ impl<B: Backend> Worker<B> {
     fn meet_end(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
         let taken = self.backend.taken(conn);
-        let is_reading = std::mem::replace(&mut session.taken, taken) != taken && self.backend.queued(conn) > 0;
+        let is_reading =
+            std::mem::replace(&mut session.taken, taken) != taken && self.backend.queued(conn) > 0;
         if is_reading && session.extensions > 0 {
             session.extensions -= 1;
             self.deadlines.set(conn.index, Some(self.timeouts.close));
@@ -586,7 +594,8 @@ impl<B: Backend> Worker<B> {
 
     /// Tells a connection that the server goes, once all that has arrived from it was answered.
     fn tell(&mut self, conn: ConnId, is_patient: bool) {
-        let Some((_, session)) = self.sessions[conn.index as usize].as_ref().filter(|(id, _)| *id == conn) else {
+        let Some((_, session)) = self.sessions[conn.index as usize].as_ref().filter(|(id, _)| *id == conn)
+        else {
             return;
         };
         match session.awaits() {

@@ -148,7 +148,8 @@ impl Buffers {
 
     /// The memory that `count` buffers of `len` octets keep, in octets.
     pub(super) fn kept(count: u16, len: usize) -> usize {
-        usize::from(count.min(KEPT)) * len + usize::from(count.saturating_sub(KEPT)) * len.min(OTHERS_LEN + PAGE)
+        usize::from(count.min(KEPT)) * len
+            + usize::from(count.saturating_sub(KEPT)) * len.min(OTHERS_LEN + PAGE)
     }
 
     /// The buffer that a completion hands over, if it does.

@@ -722,6 +722,8 @@ impl UringDriver<KernelRing> {
             let mut sender = Some(sender);
             for expected in [1, 0] {
                 let user_data = join(Op::Receive, 0, 0);
+                // SAFETY: it is the ring that they were made with.
+                unsafe { self.buffers.post(&mut self.ring) };
                 match once {
                     true => self.ring.receive_once(&receiver, 1, user_data),
                     false if expected == 1 => self.ring.receive(&receiver, user_data),

@@ -91,7 +91,8 @@ fn a_backend_dropped_with_operations_in_flight_ends_them() {
     // One send is submitted and not in the kernel yet, and what follows it is queued.
     for _ in 0..2 {
         let octets = Arc::new(vec![b'y'; 100]);
-        backend.send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1, lease: Lease::default() })));
+        backend
+            .send(conn, Chunk::Shared(Rc::new(Publication { octets, messages: 1, lease: Lease::default() })));
     }
     assert!(backend.queued(conn) >= 200);
     drop(backend);
