@@ -17,7 +17,7 @@ use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WIND
 #[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
     /// Where to listen: ADDRESS:PORT (IPv6 in brackets) or unix:PATH. Repeatable. Port 0 takes a free port,
-    /// and the line printed at start says which.
+    /// and the line printed at start says which. On a PATH, only a socket that nobody listens on is replaced.
     #[arg(long, value_name = "ENDPOINT", default_value = "127.0.0.1:9001", help_heading = "Serving")]
     pub listen: Vec<Endpoint>,
 

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
+
+mod unix;
+
+pub use unix::Claim;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,38 +56,39 @@ pub struct Listener {
     pub(super) is_unix: bool,
 }
 
+/// What listens at an endpoint.
+#[derive(Debug)]
+pub struct Bound {
+    /// The real address: it says the port that the kernel chose.
+    pub endpoint: Endpoint,
+    /// One for each worker.
+    pub listeners: Vec<Listener>,
+    /// The path of a Unix socket, for as long as it is ours. To be dropped before the listeners are closed.
+    pub claim: Option<Claim>,
+}
+
 /// Binds `endpoint` and listens, with one socket for each of `count` workers. TCP workers get sockets of
-/// their own, over which the kernel spreads connections (SO_REUSEPORT); on a Unix path they share one.
-/// Returns the real address too, which for port 0 says the port. A Unix socket that nobody listens on any
-/// more is replaced.
+/// their own, over which the kernel spreads connections (SO_REUSEPORT); on a Unix path they share one. A
+/// Unix socket that nobody listens on any more is replaced; that of another server of ours once it stops, for
+/// which this waits up to 3 s.
 ///
 /// # Errors
-/// What the kernel said. A port that anybody else listens on is in use, also by another process of ours.
-pub fn bind(endpoint: &Endpoint, backlog: i32, count: usize) -> io::Result<(Endpoint, Vec<Listener>)> {
+/// What the kernel said. A port that anybody else listens on is in use, also by another process of ours. On a
+/// Unix path nothing else than a socket is ever replaced.
+pub fn bind(endpoint: &Endpoint, backlog: i32, count: usize) -> io::Result<Bound> {
     assert!(count > 0);
     match endpoint {
         Endpoint::Tcp(address) => bind_tcp(*address, backlog, count),
         Endpoint::Unix(path) => {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-            let address = SockAddr::unix(path)?;
-            if let Err(error) = socket.bind(&address) {
-                let is_stale = error.kind() == io::ErrorKind::AddrInUse
-                    && UnixStream::connect(path)
-                        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-                if !is_stale {
-                    return Err(error);
-                }
-                std::fs::remove_file(path)?;
-                socket.bind(&address)?;
-            }
-            socket.listen(backlog)?;
+            let (socket, claim) = unix::listen(path, backlog)?;
             let clone = |_| Ok(Listener { socket: socket.try_clone()?, is_unix: true });
-            Ok((endpoint.clone(), (0..count).map(clone).collect::<io::Result<_>>()?))
+            let listeners = (0..count).map(clone).collect::<io::Result<_>>()?;
+            Ok(Bound { endpoint: endpoint.clone(), listeners, claim: Some(claim) })
         }
     }
 }
 
-fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<(Endpoint, Vec<Listener>)> {
+fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<Bound> {
     let mut sockets = Vec::with_capacity(count);
     for index in 0..count {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
@@ -107,7 +111,7 @@ fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<(
         socket.listen(backlog)?;
     }
     let listeners = sockets.into_iter().map(|socket| Listener { socket, is_unix: false }).collect();
-    Ok((Endpoint::Tcp(address), listeners))
+    Ok(Bound { endpoint: Endpoint::Tcp(address), listeners, claim: None })
 }
 
 /// Raises the soft limit of open files to the hard one, and returns it.
@@ -136,21 +140,10 @@ mod tests {
     #[test]
     fn a_port_that_another_server_shares_is_in_use() {
         let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
-        let (endpoint, listeners) = bind(&any, 16, 3).unwrap();
+        let Bound { endpoint, listeners, .. } = bind(&any, 16, 3).unwrap();
         assert_eq!(listeners.len(), 3);
         assert_eq!(bind(&endpoint, 16, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(listeners);
         bind(&endpoint, 16, 2).unwrap();
-    }
-
-    #[test]
-    fn a_unix_socket_that_nobody_listens_on_is_replaced_and_a_live_one_is_not() {
-        let path = std::env::temp_dir().join(format!("resound-listen-{}.sock", std::process::id()));
-        let endpoint = Endpoint::Unix(path.clone());
-        let (_, listeners) = bind(&endpoint, 16, 2).unwrap();
-        assert_eq!(bind(&endpoint, 16, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(listeners);
-        bind(&endpoint, 16, 1).unwrap();
-        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use crate::replies::Replies;
 
-pub use listen::{Endpoint, Listener, bind, raise_nofile};
+pub use listen::{Bound, Claim, Endpoint, Listener, bind, raise_nofile};
 pub use queue::{Chunk, Publication};
 
 /// Names one connection of one backend, for as long as it lives. `index` counts from 0, is small, and is

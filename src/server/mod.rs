@@ -17,9 +17,8 @@ mod simulation;
 mod worker;
 
 use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 pub use metrics::{Counter, Counters};
@@ -29,7 +28,7 @@ use crate::config::{Config, Io};
 use crate::memory::Meter;
 use crate::net::epoll::EpollBackend;
 use crate::net::uring::{self, UringBackend};
-use crate::net::{self, Backend, Endpoint, Listener};
+use crate::net::{self, Backend, Bound, Claim, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
 use ceiling::Ceiling;
 use hub::Directory;
@@ -69,6 +68,8 @@ pub enum StartError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
+        // It says so itself.
+        _ if error.raw_os_error().is_none() => "",
         io::ErrorKind::AddrInUse => {
             " (another process listens there; stop it, or choose another port, or port 0)"
         }
@@ -86,6 +87,8 @@ struct Shared {
     directory: Arc<Directory>,
     ceiling: Ceiling,
     counters: Vec<Arc<Counters>>,
+    /// The paths of Unix sockets, until a stop.
+    claims: Mutex<Vec<Claim>>,
 }
 
 impl Shared {
@@ -117,13 +120,19 @@ impl Shared {
             inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
             directory: Arc::new(Directory::new(workers)),
             counters: (0..workers).map(|_| Arc::default()).collect(),
+            claims: Mutex::default(),
             config,
         })
     }
-}
 
-impl Shared {
+    fn claims(&self) -> MutexGuard<'_, Vec<Claim>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn stop(&self) {
+        // While the listeners are open: a successor that waits takes the paths over before they are closed.
+        let claims = std::mem::take(&mut *self.claims());
+        drop(claims);
         self.inboxes.iter().for_each(Inbox::stop);
     }
 }
@@ -133,7 +142,6 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<io::Result<()>>>,
-    unix_paths: Vec<PathBuf>,
     io: Io,
     nofile: u64,
 }
@@ -150,18 +158,17 @@ impl Server {
         let config = &shared.config;
         let nofile = net::raise_nofile().map_err(StartError::Nofile)?;
         let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
-        let (mut endpoints, mut unix_paths) = (Vec::new(), Vec::new());
+        let mut endpoints = Vec::new();
         for endpoint in &config.listen {
-            let (real, sockets) = net::bind(endpoint, config.backlog, count)
-                .map_err(|source| StartError::Listen { endpoint: endpoint.clone(), source })?;
-            if let Endpoint::Unix(path) = &real {
-                unix_paths.push(path.clone());
-            }
+            let Bound { endpoint: real, listeners: sockets, claim } =
+                net::bind(endpoint, config.backlog, count)
+                    .map_err(|source| StartError::Listen { endpoint: endpoint.clone(), source })?;
+            shared.claims().extend(claim);
             endpoints.push(real);
             listeners.iter_mut().zip(sockets).for_each(|(listeners, socket)| listeners.push(socket));
         }
         let (io, workers) = (config.io, Vec::new());
-        let mut server = Self { endpoints, shared: shared.clone(), workers, unix_paths, io, nofile };
+        let mut server = Self { endpoints, shared: shared.clone(), workers, io, nofile };
         let (tried, is_tried) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let mut starts = Vec::new();
@@ -244,7 +251,8 @@ impl Server {
         self.shared.counters.iter().map(|counters| counter(counters).value()).sum()
     }
 
-    /// Begins to drain: nothing more is accepted, and every peer gets a Close within `drain_ms`.
+    /// Begins to drain: nothing more is accepted, and every peer gets a Close within `drain_ms`. Paths of
+    /// Unix sockets are given up first; if another server waits for one, it has up to 3 s to take it over.
     pub fn stop(&self) {
         self.shared.stop();
     }
@@ -270,10 +278,6 @@ impl Server {
         let mut result = Ok(());
         for worker in self.workers.drain(..) {
             result = result.and(worker.join().expect("a worker panicked"));
-        }
-        for path in self.unix_paths.drain(..) {
-            // Somebody may have removed it already.
-            let _ = std::fs::remove_file(path);
         }
         result
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::memory::Lease;
 use crate::net::queue::Publication;
-use crate::net::{Backend, Completion, Endpoint, bind};
+use crate::net::{Backend, Bound, Completion, Endpoint, bind};
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::net::{Shutdown, TcpStream};
@@ -20,7 +20,9 @@ fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
         }
     };
     let any = Endpoint::Tcp(([127, 0, 0, 1], 0).into());
-    let (Endpoint::Tcp(address), listeners) = bind(&any, 1024, 1).unwrap() else { unreachable!() };
+    let Bound { endpoint: Endpoint::Tcp(address), listeners, .. } = bind(&any, 1024, 1).unwrap() else {
+        unreachable!()
+    };
     backend.listen(listeners).unwrap();
     Some((backend, address))
 }
