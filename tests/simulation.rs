@@ -310,6 +310,31 @@ fn connections_beyond_the_limit_get_503() {
 }
 
 #[test]
+fn answers_carry_the_date_of_the_backends_clock() {
+    each_seed(|seed| {
+        let network = Network::new(seed);
+        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network).unwrap();
+        let plain = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
+        let asker = network.connect(Script { fin: false, ..script(plain.clone()) });
+        let refused = network.connect(Script { fin: false, ..script(b"nonsense\r\n\r\n".to_vec()) });
+        simulation.run(TURNS_MAX);
+        simulation.run_for(Duration::from_secs(3), TURNS_MAX);
+        network.send(asker, &plain);
+        let beyond: Vec<_> =
+            (0..2).map(|_| network.connect(Script { fin: false, ..script(request("/")) })).collect();
+        simulation.run(TURNS_MAX);
+        let dates = |peer| {
+            let text = String::from_utf8(network.received(peer)).unwrap();
+            text.lines().filter_map(|line| line.strip_prefix("Date: ").map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let at = |second| format!("Sun, 06 Nov 1994 08:49:{second} GMT");
+        assert_eq!(dates(asker), [at(37), at(40)]);
+        assert_eq!(dates(refused), [at(37)]);
+        assert!(beyond.iter().any(|&peer| dates(peer) == [at(40)]), "503 too");
+    });
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed, drive| {
         let (network, mut chance) = (Network::new(seed), Chance::new(seed));

@@ -360,7 +360,12 @@ fn plain_requests_are_answered_on_one_connection(io: &str) {
     let server = serve(io, &[]);
     let mut client = Client::connect(&server);
     client.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nHEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    assert!(client.answer(true).starts_with("HTTP/1.1 200 OK\r\n"));
+    let start = std::time::SystemTime::now() - std::time::Duration::from_secs(1);
+    let answer = client.answer(true);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
+    let date = answer.lines().find_map(|line| line.strip_prefix("Date: ")).expect("RFC 9110 §6.6.1");
+    let date = httpdate::parse_http_date(date).unwrap();
+    assert!((start..=std::time::SystemTime::now()).contains(&date), "{answer}");
     assert!(client.answer(false).starts_with("HTTP/1.1 426 Upgrade Required\r\n"));
     assert!(client.answer(true).ends_with("Connect with a WebSocket client to ws://x/\n"));
     // The same connection may become a WebSocket one.

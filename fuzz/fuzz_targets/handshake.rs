@@ -8,6 +8,8 @@ use resound::proto::handshake::{HandshakeLimits, HeadScanner, Request, Response,
 const LIMITS: HandshakeLimits =
     HandshakeLimits { start_line_bytes_max: 200, head_bytes_max: 1000, header_count_max: 16 };
 
+const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT"; // RFC 9110 §5.6.7
+
 fuzz_target!(|data: &[u8]| {
     let policy =
         UpgradePolicy::new(&["https://good.example".to_owned()], &["chat".to_owned()]).expect("a policy");
@@ -16,10 +18,10 @@ fuzz_target!(|data: &[u8]| {
         if request.wants_upgrade() {
             match request.upgrade(&policy) {
                 Ok(accepted) => accepted.write(&mut answer),
-                Err(rejection) => rejection.write(&mut answer),
+                Err(rejection) => rejection.write(DATE, &mut answer),
             }
         } else {
-            resound::server::http::answer(&request, &mut answer);
+            resound::server::http::answer(&request, DATE, &mut answer);
         }
         assert!(answer.starts_with(b"HTTP/1.1 "));
         (len, answer)

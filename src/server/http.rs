@@ -8,8 +8,8 @@ use crate::proto::handshake::{HttpVersion, Request, write_answer};
 /// Appends the whole answer to a plain request to `target`, and returns whether another request may follow
 /// on the connection. If not, it is to be closed once the answer is sent.
 ///
-/// A body is never read: an answer to a request that has one is the last on its connection.
-pub fn answer(request: &Request<'_>, target: &mut Vec<u8>) -> bool {
+/// `date` is the value of its `Date` header field. A body is never read: an answer to a request that has one is the last on its connection.
+pub fn answer(request: &Request<'_>, date: &str, target: &mut Vec<u8>) -> bool {
     let keep_alive = request.keep_alive() && !request.has_body();
     let head = request.method() == "HEAD";
     let (status, body) = match (request.method(), request.path()) {
@@ -26,7 +26,7 @@ pub fn answer(request: &Request<'_>, target: &mut Vec<u8>) -> bool {
     if let Some(options) = connection_options(status == 426, keep_alive, request.version()) {
         fields.push(("Connection", options));
     }
-    write_answer(target, status, &fields, &body, !head);
+    write_answer(target, status, date, &fields, &body, !head);
     keep_alive
 }
 
@@ -65,7 +65,7 @@ mod tests {
                 .unwrap()
                 .expect("the head is whole");
         let mut target = Vec::new();
-        let keep_alive = answer(&request, &mut target);
+        let keep_alive = answer(&request, "Sun, 06 Nov 1994 08:49:37 GMT", &mut target);
         (String::from_utf8(target).unwrap(), keep_alive)
     }
 
@@ -75,6 +75,7 @@ mod tests {
             answered("GET /healthz?x HTTP/1.1\nHost: a"),
             (
                 "HTTP/1.1 200 OK\r\n\
+                 Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
                  Content-Type: text/plain; charset=utf-8\r\n\
                  Content-Length: 3\r\n\
                  \r\n\
@@ -91,6 +92,7 @@ mod tests {
             answered("GET /broadcast/a?b HTTP/1.1\nHost: a.example:9001"),
             (
                 "HTTP/1.1 426 Upgrade Required\r\n\
+                 Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
                  Upgrade: websocket\r\n\
                  Connection: Upgrade\r\n\
                  Content-Type: text/plain; charset=utf-8\r\n\
@@ -120,7 +122,8 @@ mod tests {
         for line in ["POST /healthz", "OPTIONS *", "CONNECT a:1", "get /", "DELETE /"] {
             let (answer, keep_alive) = answered(&format!("{line} HTTP/1.1\nHost: a"));
             assert!(
-                answer.starts_with("HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\n"),
+                answer.starts_with("HTTP/1.1 405 Method Not Allowed\r\n")
+                    && answer.contains("\r\nAllow: GET, HEAD\r\n"),
                 "{answer}"
             );
             assert!(keep_alive);

@@ -6,6 +6,7 @@
 
 mod app;
 mod ceiling;
+mod date;
 mod deadlines;
 pub mod http;
 mod hub;
@@ -31,6 +32,7 @@ use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Bound, Claim, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
 use ceiling::Ceiling;
+use date::WallClock;
 use hub::Directory;
 use inbox::Inbox;
 use session::Rules;
@@ -87,12 +89,13 @@ struct Shared {
     directory: Arc<Directory>,
     ceiling: Ceiling,
     counters: Vec<Arc<Counters>>,
+    wall_clock: WallClock,
     /// The paths of Unix sockets, until a stop.
     claims: Mutex<Vec<Claim>>,
 }
 
 impl Shared {
-    fn new(config: Config, workers: usize) -> Result<Self, StartError> {
+    fn new(config: Config, workers: usize, wall_clock: WallClock) -> Result<Self, StartError> {
         config.check().map_err(StartError::Config)?;
         let buffers_bytes = config.receive_buffers_kept();
         let memory_bytes_max = config.memory_bytes_max.unwrap_or_else(|| machine::memory_bytes() / 2);
@@ -107,7 +110,6 @@ impl Shared {
             ceiling: Ceiling::new(memory_bytes_max.max(least), workers, buffers_bytes),
             rules: Rules {
                 mode: config.mode,
-                // Until what a receive leaves is carried to the next one, it must leave nothing.
                 limits: config.limits(),
                 handshake: HandshakeLimits {
                     head_bytes_max: config.header_bytes_max as usize,
@@ -120,6 +122,7 @@ impl Shared {
             inboxes: (0..workers).map(|_| Inbox::new(config.inbox_bytes_max)).collect(),
             directory: Arc::new(Directory::new(workers)),
             counters: (0..workers).map(|_| Arc::default()).collect(),
+            wall_clock,
             claims: Mutex::default(),
             config,
         })
@@ -154,7 +157,7 @@ impl Server {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let count = config.workers.map_or(cores.len().max(1), usize::from);
-        let shared = Arc::new(Shared::new(config, count)?);
+        let shared = Arc::new(Shared::new(config, count, WallClock::System)?);
         let config = &shared.config;
         let nofile = net::raise_nofile().map_err(StartError::Nofile)?;
         let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();

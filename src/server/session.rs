@@ -4,6 +4,7 @@
 //! decides when and how they are sent. Start at [`Session::received`].
 
 use super::app::{self, App, Context};
+use super::date::Date;
 use super::http;
 use super::hub::{Encoding, Membership};
 use crate::config::Mode;
@@ -161,6 +162,7 @@ impl Session {
         rules: &Rules,
         context: &mut Context<'_>,
         codecs: &mut Codecs,
+        date: &mut Date,
         replies: &mut Replies,
     ) -> (Step, usize) {
         let result = match &mut self.phase {
@@ -197,7 +199,7 @@ impl Session {
                 replies.clear(0);
                 return (Step::Wait, 0);
             }
-            Phase::Http(_) => return self.http(buffer, rules, context, codecs, replies),
+            Phase::Http(_) => return self.http(buffer, rules, context, codecs, date, replies),
         };
         if let Err(error) = result {
             context.counters.protocol_errors_total.add(1);
@@ -214,6 +216,7 @@ impl Session {
         rules: &Rules,
         context: &mut Context<'_>,
         codecs: &mut Codecs,
+        date: &mut Date,
         replies: &mut Replies,
     ) -> (Step, usize) {
         let Phase::Http(head) = &mut self.phase else { unreachable!("only called while HTTP is spoken") };
@@ -244,7 +247,7 @@ impl Session {
                         upgrade(&request, rules, context, codecs, &mut answers).map(Some)
                     } else {
                         context.counters.http_requests_total.add(1);
-                        if !http::answer(&request, &mut answers) {
+                        if !http::answer(&request, date.text(), &mut answers) {
                             step = Step::Finish;
                             self.phase = Phase::Finished;
                             break;
@@ -263,7 +266,7 @@ impl Session {
                     self.phase = Phase::Open(connection, app);
                     // What follows the handshake is frames.
                     let rest = &mut buffer[at..];
-                    let (step, unread) = self.received(rest, rules, context, codecs, replies);
+                    let (step, unread) = self.received(rest, rules, context, codecs, date, replies);
                     // The answers go before everything else that there is to say.
                     replies.push_front(answers);
                     replies.advance(at);
@@ -272,7 +275,7 @@ impl Session {
                 Err(rejection) => {
                     context.counters.http_requests_total.add(1);
                     tracing::debug!(conn = context.conn.index, error = %rejection, "the handshake was refused");
-                    rejection.write(&mut answers);
+                    rejection.write(date.text(), &mut answers);
                     step = Step::Finish;
                     self.phase = Phase::Finished;
                     break;
@@ -397,11 +400,13 @@ impl Handler for Ignore {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Instant;
 
     use super::*;
     use crate::config::SlowConsumer;
     use crate::net::ConnId;
     use crate::proto::{Compressors, DeflateSettings};
+    use crate::server::date::WallClock;
     use crate::server::hub::{Directory, Hub, Policy};
     use crate::server::metrics::Counters;
 
@@ -432,7 +437,8 @@ mod tests {
         )
         .into_bytes();
         let (mut session, mut replies) = (Session::new(Mode::Echo), Replies::default());
-        session.received(&mut request, &rules, &mut context, codecs, &mut replies);
+        let mut date = Date::new(WallClock::System, Instant::now());
+        session.received(&mut request, &rules, &mut context, codecs, &mut date, &mut replies);
         let answer = String::from_utf8(replies.to_vec(&request)).unwrap();
         session.finish(&mut context);
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");

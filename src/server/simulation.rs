@@ -3,8 +3,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
+use super::date::WallClock;
 use super::worker::Worker;
 use super::{Counters, Shared, StartError};
 use crate::config::Config;
@@ -13,6 +14,9 @@ use crate::net::Backend;
 use crate::net::sim::{Network, SimBackend};
 use crate::net::transport::{Driver, Transport};
 use crate::net::uring::sim::SimUringBackend;
+
+/// The time of day when a simulation starts, in seconds since 1970: that of the examples in RFC 9110 §5.6.7.
+const START_S: u64 = 784_111_777;
 
 /// A worker on any backend, which the caller turns. For tests, fuzzing and benchmarks.
 pub struct OneWorker<B> {
@@ -26,7 +30,8 @@ impl<B: Backend> OneWorker<B> {
     /// # Errors
     /// The configuration contradicts itself.
     pub fn new(config: Config, backend: B, meter: Meter) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared::new(config, 1)?);
+        let wall_clock = WallClock::Simulated(UNIX_EPOCH + Duration::from_secs(START_S));
+        let shared = Arc::new(Shared::new(config, 1, wall_clock)?);
         Ok(Self { worker: Worker::new(0, shared.clone(), backend, meter), shared })
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::app::Context;
 use super::ceiling::Pressure;
+use super::date::Date;
 use super::deadlines::{Deadlines, Ticks};
 use super::hub::{Hub, Mail, Policy};
 use super::inbox::Inbox;
@@ -18,6 +19,7 @@ use super::metrics::Counters;
 use super::session::{Awaits, NO_MESSAGE, Session, Step};
 use crate::memory::Meter;
 use crate::net::{Backend, Completion, ConnId};
+use crate::proto::handshake::write_answer;
 use crate::proto::{CloseCode, Codecs, Compressors, Replies};
 
 /// How often a drain goes on with its next connections.
@@ -27,8 +29,7 @@ const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Connections that are told something in one turn, because their time is over or the server goes.
 const TOLD_MAX: usize = 256;
 /// What connections beyond the limit get.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n\
-    Content-Length: 66\r\n\r\nresound: this worker has as many connections as --connections-max\n";
+const FULL: &str = "resound: this worker has as many connections as --connections-max\n";
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Who holds less than this, in octets, is not meant when memory is short.
@@ -54,6 +55,7 @@ pub(crate) struct Worker<B> {
     paused: Vec<ConnId>,
     drain: Option<Drain>,
     logged: Option<Instant>,
+    date: Date,
     /// Kept from one use to the next for their memory.
     replies: Replies,
     codecs: Codecs,
@@ -117,6 +119,7 @@ impl<B: Backend> Worker<B> {
             paused: Vec::new(),
             drain: None,
             logged: None,
+            date: Date::new(shared.wall_clock, backend.now()),
             replies: Replies::default(),
             mail: Vec::new(),
             due: Vec::new(),
@@ -180,6 +183,7 @@ impl<B: Backend> Worker<B> {
         let result = self.backend.wait(timeout);
         self.inbox().unpark();
         self.deadlines.set_now(self.backend.now());
+        self.date.set_now(self.backend.now());
         result
     }
 
@@ -210,8 +214,9 @@ impl<B: Backend> Worker<B> {
         self.counters.received_bytes_total.add(len as u64);
         let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
         let rules = &self.shared.rules;
+        let (codecs, date) = (&mut self.codecs, &mut self.date);
         let (step, unread) =
-            session.received(buffer, rules, &mut context, &mut self.codecs, &mut self.replies);
+            session.received(buffer, rules, &mut context, codecs, date, &mut self.replies);
         if unread > 0 {
             self.backend.hold(conn, len - unread);
         }
@@ -329,7 +334,9 @@ impl<B: Backend> Worker<B> {
         self.set_deadline(conn);
         if is_full {
             self.counters.refused_total.add(1);
-            self.backend.send(conn, FULL.to_vec().into());
+            let mut answer = Vec::new();
+            write_answer(&mut answer, 503, self.date.text(), &[("Connection", "close")], FULL, true);
+            self.backend.send(conn, answer.into());
             self.backend.finish(conn);
         }
         if let Some(drain) = &mut self.drain {

@@ -63,8 +63,9 @@ impl Rejection {
         }
     }
 
-    /// Appends the whole answer to `target`. The connection is to be closed once it is sent.
-    pub fn write(self, target: &mut Vec<u8>) {
+    /// Appends the whole answer to `target`. The connection is to be closed once it is sent. `date` is the value
+    /// of its `Date` header field (RFC 9110 §6.6.1).
+    pub fn write(self, date: &str, target: &mut Vec<u8>) {
         let body = format!("{self}\n");
         let fields: &[(&str, &str)] = match self.status() {
             405 => &[("Allow", "GET"), ("Connection", "close")],
@@ -76,7 +77,7 @@ impl Rejection {
             ],
             _ => &[("Connection", "close")],
         };
-        write_answer(target, self.status(), fields, &body, true);
+        write_answer(target, self.status(), date, fields, &body, true);
     }
 }
 
@@ -84,6 +85,7 @@ impl Rejection {
 pub(crate) fn write_answer(
     target: &mut Vec<u8>,
     status: u16,
+    date: &str,
     fields: &[(&str, &str)],
     body: &str,
     send_body: bool,
@@ -95,10 +97,11 @@ pub(crate) fn write_answer(
         414 => "URI Too Long",
         426 => "Upgrade Required",
         431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
         505 => "HTTP Version Not Supported",
         _ => "Bad Request",
     };
-    let written = write!(target, "HTTP/1.1 {status} {reason}\r\n");
+    let written = write!(target, "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n");
     written.expect("a Vec takes every octet");
     for (name, value) in fields {
         put(target, &[name, ": ", value, "\r\n"]);
@@ -123,9 +126,11 @@ pub(super) fn put(target: &mut Vec<u8>, texts: &[&str]) {
 mod tests {
     use super::*;
 
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT"; // RFC 9110 §5.6.7
+
     fn written(rejection: Rejection) -> String {
         let mut target = b"before".to_vec();
-        rejection.write(&mut target);
+        rejection.write(DATE, &mut target);
         String::from_utf8(target).unwrap().strip_prefix("before").unwrap().to_owned()
     }
 
@@ -134,6 +139,7 @@ mod tests {
         assert_eq!(
             written(Rejection::Origin),
             "HTTP/1.1 403 Forbidden\r\n\
+             Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
              Connection: close\r\n\
              Content-Type: text/plain; charset=utf-8\r\n\
              Content-Length: 51\r\n\
