@@ -86,7 +86,8 @@ pub struct Config {
     #[arg(long, value_name = "OCTETS", help_heading = "Limits")]
     pub memory_bytes_max: Option<usize>,
 
-    /// The most connections for each worker; further ones get 503.
+    /// The most connections for each worker; further ones get 503, or are closed without an answer while 1000
+    /// others are being refused.
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     pub connections_max: u32,
 

@@ -310,6 +310,57 @@ fn connections_beyond_the_limit_get_503() {
 }
 
 #[test]
+fn connections_that_were_refused_take_no_place() {
+    each_seed(|seed| {
+        let network = Network::new(seed);
+        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network).unwrap();
+        let connect = || network.connect(Script { fin: false, ..script(request("/")) });
+        let (first, _) = (connect(), connect());
+        simulation.run(TURNS_MAX);
+        // The first closes and sends no FIN: it keeps its place for the close timeout, 5 s.
+        network.send(first, &message(Opcode::Close, &close_payload(1000, "")));
+        simulation.run_for(Duration::from_secs(3), TURNS_MAX);
+        let refused: Vec<_> = (0..5).map(|_| connect()).collect();
+        simulation.run_for(Duration::from_secs(3), TURNS_MAX);
+        let counters = simulation.counters();
+        assert_eq!((counters.refused_total.value(), counters.closed_total.value()), (5, 1));
+        // Those that were refused have 2 s left, and no place.
+        let next = connect();
+        simulation.run(TURNS_MAX);
+        assert!(network.received(next) == SWITCHING.as_bytes());
+        let one_more = connect();
+        simulation.run(TURNS_MAX);
+        for peer in refused.into_iter().chain([one_more]) {
+            assert!(network.received(peer).starts_with(b"HTTP/1.1 503 Service Unavailable\r\n"));
+        }
+        simulation.run_for(Duration::from_secs(10), TURNS_MAX);
+        assert_eq!(
+            simulation.counters().close_timeouts_total.value(),
+            7,
+            "the first, and those that were refused"
+        );
+    });
+}
+
+#[test]
+fn more_than_a_thousand_refused_connections_do_not_linger() {
+    let network = Network::new(1);
+    let mut simulation = Simulation::new(config(&["--connections-max", "1"]), &network).unwrap();
+    let peers: Vec<_> =
+        (0..1_011).map(|_| network.connect(Script { fin: false, ..script(request("/")) })).collect();
+    simulation.run(TURNS_MAX);
+    let counters = simulation.counters();
+    assert_eq!((counters.refused_total.value(), counters.refused_at_once_total.value()), (1_010, 10));
+    let ends = |end| peers.iter().filter(|&&peer| network.end(peer) == end).count();
+    assert_eq!((ends(End::No), ends(End::Fin), ends(End::Reset)), (1, 1_000, 10));
+    // When they are gone there is room for politeness again.
+    simulation.run_for(Duration::from_secs(10), TURNS_MAX);
+    let last = network.connect(Script { fin: false, ..script(request("/")) });
+    simulation.run(TURNS_MAX);
+    assert!(network.received(last).starts_with(b"HTTP/1.1 503 Service Unavailable\r\n"));
+}
+
+#[test]
 fn answers_carry_the_date_of_the_backends_clock() {
     each_seed(|seed| {
         let network = Network::new(seed);

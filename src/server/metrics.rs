@@ -47,8 +47,10 @@ counters! {
     accept_pauses_total,
     /// Times that a receive had to wait because every receive buffer of the ring was in use (io_uring only).
     receive_starved_total,
-    /// Connections refused with 503 because of `connections_max`.
+    /// Connections refused because of `connections_max`, with 503 unless they are counted below too.
     refused_total,
+    /// Of these, the ones closed at once without an answer, because too many others were still being refused.
+    refused_at_once_total,
     /// Opening handshakes completed.
     upgraded_total,
     /// Plain HTTP requests answered, refused handshakes among them.

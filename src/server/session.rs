@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) taken: u32,
     /// How often a closing peer that still reads may have its time anew.
     pub(super) extensions: u8,
+    /// There was no place for its connection, and it takes none.
+    pub(super) is_refused: bool,
     /// A Ping was sent because the peer was silent, and it still is.
     pub(super) pinged: bool,
     /// Its time is that of a peer that does not take what is sent.
@@ -109,9 +111,9 @@ impl Session {
         Self::of(phase)
     }
 
-    /// A session that has nothing to say to its peer any more.
-    pub(super) fn finished() -> Self {
-        Self::of(Phase::Finished)
+    /// The session of a connection that there is no place for: it has nothing to say to its peer.
+    pub(super) fn refused() -> Self {
+        Self { is_refused: true, ..Self::of(Phase::Finished) }
     }
 
     fn of(phase: Phase) -> Self {
@@ -120,6 +122,7 @@ impl Session {
             message_since: NO_MESSAGE,
             taken: 0,
             extensions: EXTENSIONS_MAX,
+            is_refused: false,
             pinged: false,
             is_blocked: false,
             is_paused: false,

@@ -30,6 +30,8 @@ const DRAIN_GRACE: Duration = Duration::from_secs(1);
 const TOLD_MAX: usize = 256;
 /// What connections beyond the limit get.
 const FULL: &str = "resound: this worker has as many connections as --connections-max\n";
+/// The most connections beyond the limit that are answered at the same time; further ones are closed at once.
+const REFUSED_MAX: usize = 1000;
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 /// Who holds less than this, in octets, is not meant when memory is short.
@@ -42,6 +44,8 @@ pub(crate) struct Worker<B> {
     /// By connection index.
     sessions: Vec<Option<(ConnId, Session)>>,
     session_count: usize,
+    /// Of these, the ones that were refused and are not closed yet.
+    refused_count: usize,
     hub: Hub,
     deadlines: Deadlines,
     timeouts: Timeouts,
@@ -103,6 +107,7 @@ impl<B: Backend> Worker<B> {
             hub: Hub::new(index, directory, counters.clone(), policy, compressors, meter.clone()),
             sessions: Vec::new(),
             session_count: 0,
+            refused_count: 0,
             deadlines: Deadlines::new(backend.now()),
             timeouts: Timeouts {
                 handshake: ms(config.handshake_timeout_ms),
@@ -326,14 +331,19 @@ impl<B: Backend> Worker<B> {
             self.sessions.resize_with(index + 1, || None);
         }
         debug_assert!(self.sessions[index].is_none(), "a slot is used again only after it was closed");
-        let is_full = self.session_count >= self.shared.config.connections_max as usize
-            || self.pressure == Pressure::Full;
-        let session = if is_full { Session::finished() } else { Session::new(self.shared.rules.mode) };
+        let taken = self.session_count - self.refused_count;
+        let is_full = taken >= self.shared.config.connections_max as usize || self.pressure == Pressure::Full;
+        let session = if is_full { Session::refused() } else { Session::new(self.shared.rules.mode) };
         self.sessions[index] = Some((conn, session));
         self.session_count += 1;
         self.set_deadline(conn);
         if is_full {
             self.counters.refused_total.add(1);
+            self.refused_count += 1;
+            if self.refused_count > REFUSED_MAX {
+                self.counters.refused_at_once_total.add(1);
+                return self.backend.close(conn);
+            }
             let mut answer = Vec::new();
             write_answer(&mut answer, 503, self.date.text(), &[("Connection", "close")], FULL, true);
             self.backend.send(conn, answer.into());
@@ -368,6 +378,7 @@ impl<B: Backend> Worker<B> {
             self.sessions[conn.index as usize].take().expect("every connection closes once");
         session.finish(&mut Context { conn, hub: &mut self.hub, counters: &self.counters });
         self.session_count -= 1;
+        self.refused_count -= usize::from(session.is_refused);
         self.deadlines.set(conn.index, None);
         self.counters.closed_total.add(1);
         if let Some(error) = error {
