@@ -172,7 +172,8 @@ pub struct Config {
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
     pub handshake_timeout_ms: u32,
 
-    /// How long a WebSocket peer may be silent; halfway a Ping asks whether it is there. 0: for ever.
+    /// How long a WebSocket peer may be silent; halfway a Ping asks whether it is there. 0: for
+    /// ever, as in raw mode; then TCP keepalive finds a host that vanished, in 2 minutes.
     #[arg(long, value_name = "MS", default_value_t = 300_000, value_parser = clap::value_parser!(u32).range(0..=MS_MAX), help_heading = "Timeouts")]
     pub idle_timeout_ms: u32,
 

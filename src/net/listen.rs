@@ -5,12 +5,19 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 mod unix;
 
 pub use unix::Claim;
+
+/// After so long without an octet from the peer the kernel asks whether it is there; so often again, and after
+/// so many questions without an answer the connection fails. 2 minutes in all.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +102,12 @@ fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<B
         socket.set_reuse_address(true)?;
         // Accepted sockets inherit it. Without it a pipelined reply waits for the peer's delayed ACK.
         socket.set_tcp_nodelay(true)?;
+        // This too. No idle timeout finds a host that vanished in raw mode, or with --idle-timeout-ms 0.
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive)?;
         if index == 0 {
             // Bound before SO_REUSEPORT is set, so that a port another server shares is found to be in use.
             socket.bind(&address.into())?;
@@ -134,6 +147,29 @@ mod tests {
         assert_eq!("unix:/tmp/x".parse(), Ok(Endpoint::Unix("/tmp/x".into())));
         for bad in ["", "unix:", "9001", "127.0.0.1", "127.0.0.1:99999"] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_vanished_is_asked_after_on_every_accepted_socket() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            // The second needs IPv6.
+            let Ok(Bound { endpoint: Endpoint::Tcp(address), listeners, .. }) =
+                bind(&address.parse().unwrap(), 16, 1)
+            else {
+                assert!(address.starts_with('['));
+                continue;
+            };
+            let listener = &listeners[0].socket;
+            let _client = std::net::TcpStream::connect(address).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            for socket in [listener, &accepted] {
+                assert!(socket.keepalive().unwrap());
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+            }
         }
     }
 
