@@ -47,7 +47,9 @@ pub struct Config {
     #[arg(long = "subprotocol", value_name = "NAME", help_heading = "Serving")]
     pub subprotocols: Vec<String>,
 
-    /// An Origin to accept; with none given, all are. Others get 403. Repeatable.
+    /// An Origin to accept (scheme://host[:port], or null); with none given, all are, so that web pages of any
+    /// site can connect through a visitor's browser. Others get 403, and clients that send none are accepted.
+    /// same-host accepts the pages of the host and port that the client asks for. Repeatable.
     #[arg(long = "allow-origin", value_name = "ORIGIN", help_heading = "Serving")]
     pub allow_origins: Vec<String>,
 

@@ -117,6 +117,23 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
+fn it_says_at_start_that_every_web_page_can_reach_it() {
+    let log = |flags: &[&str]| {
+        let server =
+            Process::start(command(&[&["--listen", "127.0.0.1:0", "--workers", "1"], flags].concat()));
+        server.signal("-TERM");
+        server.end().1
+    };
+    let said = log(&[]);
+    let lines: Vec<_> = said.lines().filter(|line| line.contains("web pages")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    assert!(lines[0].contains("--allow-origin same-host"), "{said}");
+    for flags in [&["--allow-origin", "same-host"][..], &["--mode", "raw"], &["--log", "warn"]] {
+        assert!(!log(flags).contains("web pages"), "{flags:?}");
+    }
+}
+
+#[test]
 fn sigterm_and_sigint_drain_and_exit_with_0() {
     for signal in ["-TERM", "-INT"] {
         let server = Process::start(command(&["--listen", "127.0.0.1:0", "--drain-ms", "100"]));

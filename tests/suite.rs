@@ -4,7 +4,7 @@ mod common;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 
-use common::client::{Client, eventually, serve};
+use common::client::{Client, address, eventually, serve};
 use common::{close_payload, frames, message, reply, request};
 use resound::config::Config;
 use resound::memory::Meter;
@@ -52,6 +52,7 @@ suite! {
     a_slow_member_is_closed,
     plain_requests_are_answered_on_one_connection,
     refused_handshakes_say_why,
+    pages_of_other_hosts_are_refused,
     a_subprotocol_is_agreed_in_the_clients_order,
     raw_sends_every_octet_back,
     connections_beyond_the_limit_get_503,
@@ -395,6 +396,20 @@ fn refused_handshakes_say_why(io: &str) {
         let answer = String::from_utf8(client.rest()).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer:?}");
         assert_eq!(status == "426", answer.contains("Sec-WebSocket-Version: 13\r\n"));
+    }
+}
+
+fn pages_of_other_hosts_are_refused(io: &str) {
+    let server = serve(io, &["--allow-origin", "same-host"]);
+    let own = address(&server);
+    for (origin, status) in [(format!("http://{own}"), "101"), ("http://evil.example".to_owned(), "403")] {
+        let mut client = Client::connect(&server);
+        let head = String::from_utf8(request("/")).unwrap();
+        let head = head.replace("Host: localhost", &format!("Host: {own}\r\nOrigin: {origin}"));
+        client.write(head.as_bytes());
+        client.fin();
+        let answer = String::from_utf8(client.rest()).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{origin}: {answer:?}");
     }
 }
 

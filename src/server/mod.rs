@@ -25,7 +25,7 @@ use std::thread::{self, JoinHandle};
 pub use metrics::{Counter, Counters};
 pub use simulation::{Drive, OneWorker, Simulation};
 
-use crate::config::{Config, Io};
+use crate::config::{Config, Io, Mode};
 use crate::memory::Meter;
 use crate::net::epoll::EpollBackend;
 use crate::net::uring::{self, UringBackend};
@@ -213,7 +213,21 @@ impl Server {
             // On an error `server` is dropped, which stops and joins the workers that did start.
             result.map_err(|source| StartError::Worker { worker, source })?;
         }
+        server.say_who_may_connect();
         Ok(server)
+    }
+
+    /// A browser reaches what its user reaches, localhost too, and asks for no leave to open a WebSocket.
+    fn say_who_may_connect(&self) {
+        let rules = &self.shared.rules;
+        let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp(_));
+        if rules.mode != Mode::Raw && rules.policy.allows_every_origin() && self.endpoints.iter().any(is_tcp)
+        {
+            tracing::info!(
+                "web pages of any site can reach this server through a visitor's browser; \
+                 --allow-origin same-host or --allow-origin ORIGIN accepts only those of its own host, or of ORIGIN"
+            );
+        }
     }
 
     /// Where it listens, with real ports, in the order of `--listen`.

@@ -28,8 +28,9 @@ const DRAIN_STEP: Duration = Duration::from_millis(10);
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Connections that are told something in one turn, because their time is over or the server goes.
 const TOLD_MAX: usize = 256;
-/// What connections beyond the limit get.
+/// What connections beyond a limit get.
 const FULL: &str = "resound: this worker has as many connections as --connections-max\n";
+const SHORT: &str = "resound: memory is short, as --memory-bytes-max has it\n";
 /// The most connections beyond the limit that are answered at the same time; further ones are closed at once.
 const REFUSED_MAX: usize = 1000;
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
@@ -332,26 +333,35 @@ impl<B: Backend> Worker<B> {
         }
         debug_assert!(self.sessions[index].is_none(), "a slot is used again only after it was closed");
         let taken = self.session_count - self.refused_count;
-        let is_full = taken >= self.shared.config.connections_max as usize || self.pressure == Pressure::Full;
-        let session = if is_full { Session::refused() } else { Session::new(self.shared.rules.mode) };
+        let refusal = match self.pressure {
+            _ if taken >= self.shared.config.connections_max as usize => Some(FULL),
+            Pressure::Full => Some(SHORT),
+            Pressure::None | Pressure::Tight => None,
+        };
+        let session =
+            if refusal.is_some() { Session::refused() } else { Session::new(self.shared.rules.mode) };
         self.sessions[index] = Some((conn, session));
         self.session_count += 1;
         self.set_deadline(conn);
-        if is_full {
-            self.counters.refused_total.add(1);
-            self.refused_count += 1;
-            if self.refused_count > REFUSED_MAX {
-                self.counters.refused_at_once_total.add(1);
-                return self.backend.close(conn);
-            }
-            let mut answer = Vec::new();
-            write_answer(&mut answer, 503, self.date.text(), &[("Connection", "close")], FULL, true);
-            self.backend.send(conn, answer.into());
-            self.backend.finish(conn);
+        if let Some(reason) = refusal {
+            self.refuse(conn, reason);
         }
         if let Some(drain) = &mut self.drain {
             drain.late.push(conn);
         }
+    }
+
+    fn refuse(&mut self, conn: ConnId, reason: &str) {
+        self.counters.refused_total.add(1);
+        self.refused_count += 1;
+        if self.refused_count > REFUSED_MAX {
+            self.counters.refused_at_once_total.add(1);
+            return self.backend.close(conn);
+        }
+        let mut answer = Vec::new();
+        write_answer(&mut answer, 503, self.date.text(), &[("Connection", "close")], reason, true);
+        self.backend.send(conn, answer.into());
+        self.backend.finish(conn);
     }
 
     /// Has the backend send what there is, and close in good order.

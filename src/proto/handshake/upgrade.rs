@@ -10,8 +10,9 @@ use super::{accept_key, is_host, is_token};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpgradePolicy {
     /// Invariant: serialized origins (RFC 6454 §6.2), without the scheme's default port. If there are none,
-    /// all are allowed.
+    /// and the same host is not asked for, all are allowed.
     allow_origins: Vec<String>,
+    allow_same_host: bool,
     /// Invariant: tokens.
     subprotocols: Vec<String>,
 }
@@ -19,16 +20,26 @@ pub struct UpgradePolicy {
 /// Why a policy cannot be had. The message says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Neither `scheme://host`, `scheme://host:port` nor `null`.
-    #[error("{0:?} is not an origin: write scheme://host or scheme://host:port without a path, or null")]
+    /// Neither `scheme://host`, `scheme://host:port`, `null` nor `same-host`.
+    #[error(
+        "{0:?} is not an origin: write scheme://host or scheme://host:port without a path, null, or same-host"
+    )]
     Origin(String),
     /// Not a token (RFC 9110 §5.6.2).
     #[error("{0:?} is not a subprotocol: a name has no spaces and none of ()<>@,;:\\\"/[]?={{}}")]
     Subprotocol(String),
 }
 
+/// Stands for the origins whose host is the one that the request names.
+const SAME_HOST: &str = "same-host";
+
 impl UpgradePolicy {
     /// A policy that allows these origins, or all if there are none, and speaks these subprotocols.
+    ///
+    /// The origin `same-host` stands for every page of the host that the client means to talk to: the host and
+    /// port of its Origin are those of its Host header field, as `http` or `https` understands them. It keeps
+    /// out the pages of other sites, but not a site that has its own name resolved to this server's address
+    /// (DNS rebinding): only a list of origins does.
     ///
     /// A request without an Origin is always allowed: it is not from a browser, and the rule is there to keep
     /// the pages of others out of a browser's connections (RFC 6455 §10.2). Whoever is no browser can write
@@ -39,21 +50,48 @@ impl UpgradePolicy {
     pub fn new(allow_origins: &[String], subprotocols: &[String]) -> Result<Self, PolicyError> {
         let origins = allow_origins
             .iter()
+            .filter(|origin| *origin != SAME_HOST)
             .map(|origin| serialize_origin(origin).ok_or_else(|| PolicyError::Origin(origin.clone())));
         if let Some(wrong) = subprotocols.iter().find(|name| !is_token(name.as_bytes())) {
             return Err(PolicyError::Subprotocol(wrong.clone()));
         }
-        Ok(Self { allow_origins: origins.collect::<Result<_, _>>()?, subprotocols: subprotocols.to_vec() })
+        Ok(Self {
+            allow_origins: origins.collect::<Result<_, _>>()?,
+            allow_same_host: allow_origins.iter().any(|origin| origin == SAME_HOST),
+            subprotocols: subprotocols.to_vec(),
+        })
     }
 
-    fn allows_origin(&self, origin: &[u8]) -> bool {
-        self.allow_origins.is_empty()
+    /// Whether a page of any site may connect.
+    pub fn allows_every_origin(&self) -> bool {
+        self.allow_origins.is_empty() && !self.allow_same_host
+    }
+
+    fn allows_origin(&self, origin: &[u8], host: Option<&str>) -> bool {
+        self.allows_every_origin()
+            || (self.allow_same_host && host.is_some_and(|host| is_same_host(origin, host)))
             || self.allow_origins.iter().any(|allowed| origin.eq_ignore_ascii_case(allowed.as_bytes()))
     }
 
     fn subprotocol(&self, name: &str) -> Option<&str> {
         self.subprotocols.iter().map(String::as_str).find(|supported| *supported == name)
     }
+}
+
+/// Whether an origin is a page of the host and port that a Host header field names. A port that goes without
+/// saying is that of the origin's scheme, also in the Host: behind a proxy that ends TLS nothing else tells it.
+fn is_same_host(origin: &[u8], host: &str) -> bool {
+    let Some((scheme, authority)) = std::str::from_utf8(origin).ok().and_then(|text| text.split_once("://"))
+    else {
+        return false;
+    };
+    let port = match scheme {
+        scheme if scheme.eq_ignore_ascii_case("http") => ":80",
+        scheme if scheme.eq_ignore_ascii_case("https") => ":443",
+        _ => return false,
+    };
+    let without_port = |authority| str::strip_suffix(authority, port).unwrap_or(authority);
+    !authority.is_empty() && without_port(authority).eq_ignore_ascii_case(without_port(host))
 }
 
 /// An origin as a browser writes it (RFC 6454 §6.2): in lower case, without a port that goes without saying.
@@ -134,7 +172,7 @@ impl Request<'_> {
         let mut origins = self.headers.values("origin");
         match (origins.next(), origins.next()) {
             (None, _) => Ok(()),
-            (Some(origin), None) if policy.allows_origin(origin) => Ok(()),
+            (Some(origin), None) if policy.allows_origin(origin, self.host()) => Ok(()),
             (Some(_), None) => Err(Rejection::Origin),
             (Some(_), Some(_)) => Err(Rejection::OriginCount),
         }
@@ -393,6 +431,63 @@ mod tests {
     #[test]
     fn without_a_list_every_origin_is_allowed() {
         assert!(answer_and(&["Origin: null"], &UpgradePolicy::default()).is_ok());
+    }
+
+    #[test]
+    fn same_host_allows_the_pages_of_the_host_that_was_asked() {
+        let answer = |host: &str, origin: &str, policy| {
+            let host = format!("Host: {host}");
+            let fields = [&[host.as_str(), origin][..], &FIELDS[1..]].concat();
+            answer_to("GET / HTTP/1.1", &fields, policy)
+        };
+        let same_host = policy(&["same-host"], &[]);
+        for (host, origin) in [
+            ("a.example", "http://a.example"),
+            ("a.example", "https://a.example"),
+            ("a.example:80", "http://a.example"),
+            ("a.example:443", "https://a.example"),
+            ("a.example", "http://a.example:80"),
+            ("A.example:9001", "HTTP://a.EXAMPLE:9001"),
+            ("127.0.0.1:9001", "http://127.0.0.1:9001"),
+            ("[::1]:9001", "http://[::1]:9001"),
+            ("[::1]", "http://[::1]:80"),
+        ] {
+            let answer = answer(host, &format!("Origin: {origin}"), &same_host);
+            assert!(answer.is_ok(), "{host} {origin}");
+        }
+        for (host, origin) in [
+            ("a.example", "http://b.example"),
+            ("a.example", "http://a.example.evil"),
+            ("a.example:9001", "http://a.example"),
+            ("a.example", "http://a.example:9001"),
+            ("a.example:443", "http://a.example"),
+            ("a.example:80", "https://a.example"),
+            ("a.example", "null"),
+            ("a.example", "a.example"),
+            ("a.example", "chrome-extension://a.example"),
+            ("a.example", "http://a.example/"),
+            ("a.example", "http://user@a.example"),
+            ("a.example", "http://"),
+            ("a.example", ""),
+            ("null", "null"),
+            ("[::80]", "http://[:"),
+        ] {
+            let answer = answer(host, &format!("Origin: {origin}"), &same_host);
+            assert_eq!(answer, Err(Rejection::Origin), "{host} {origin}");
+        }
+    }
+
+    #[test]
+    fn same_host_stands_beside_other_origins_and_asks_nothing_of_other_clients() {
+        let policy = policy(&["same-host", "https://page.example"], &[]);
+        for (origin, is_allowed) in [
+            ("http://server.example.com", true),
+            ("https://page.example", true),
+            ("https://c.example", false),
+        ] {
+            assert_eq!(answer_and(&[&format!("Origin: {origin}")], &policy).is_ok(), is_allowed, "{origin}");
+        }
+        assert!(answer_and(&[], &policy).is_ok());
     }
 
     #[test]
