@@ -221,8 +221,7 @@ impl<B: Backend> Worker<B> {
         let mut context = Context { conn, hub: &mut self.hub, counters: &self.counters };
         let rules = &self.shared.rules;
         let (codecs, date) = (&mut self.codecs, &mut self.date);
-        let (step, unread) =
-            session.received(buffer, rules, &mut context, codecs, date, &mut self.replies);
+        let (step, unread) = session.received(buffer, rules, &mut context, codecs, date, &mut self.replies);
         if unread > 0 {
             self.backend.hold(conn, len - unread);
         }

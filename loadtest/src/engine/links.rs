@@ -386,13 +386,9 @@ impl Worker {
         let (codecs, replies) = (&mut self.codecs, &mut self.replies);
         let outcome = conn.protocol.receive(octets, at, &LIMITS, codecs, replies, &mut receiver);
         receiver.finish();
-        if !self.replies.owned().is_empty() {
-            self.send_buffer.clear();
-            for owned in self.replies.owned().drain(..) {
-                self.send_buffer.extend_from_slice(&owned.octets[owned.start..]);
-            }
+        if !self.replies.is_empty() {
             // If it fails, the read that follows says so.
-            let _ = conn.write(&self.send_buffer);
+            let _ = conn.write(&self.replies.to_vec(octets));
         }
         if let Err(error) = outcome {
             self.count_error(ErrorKind::Protocol, || format!("the server broke the protocol: {error}"));
