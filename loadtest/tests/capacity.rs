@@ -3,8 +3,8 @@
 mod common;
 
 use common::Scenario;
-use resound_load::result::capacity::{Limit, LimitKind, Seen, step};
-use resound_load::result::model::{Mode, RunResult};
+use resound_load::result::capacity::step;
+use resound_load::result::model::{Limit, LimitKind, Mode, Over, RunResult, Seen};
 use resound_load::result::recorder::ErrorKind;
 use resound_load::result::verdict;
 
@@ -16,7 +16,7 @@ fn limit_of(mut result: RunResult, slo: &str, server_cpu_percent: Option<f64>, s
         interval.sample.server_cpu_percent = server_cpu_percent;
     }
     verdict::judge(&mut result, &[slo.parse().expect("valid")]);
-    step("rate", 4_000.0, &result, seen).limit
+    step(Over::Rate, 4_000.0, &result, seen).limit
 }
 
 fn seen(busy_threads: u32, machine_cpu_percent: f64) -> Seen {

@@ -3,9 +3,8 @@
 mod common;
 
 use common::Scenario;
-use resound_load::result::model::{
-    Load, Mode, RunResult, SloOutcome, ThreadUse, VerdictKind, Weight, in_flight_growth,
-};
+use resound_load::result::model::{Load, Mode, RunResult, SloOutcome, ThreadUse, VerdictKind, Weight};
+use resound_load::result::rates::in_flight_growth;
 use resound_load::result::recorder::{ErrorKind, LATENCY_MAX_NS, Metric, Recorder};
 use resound_load::result::slo::Slo;
 use resound_load::result::verdict;

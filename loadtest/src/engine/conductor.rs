@@ -350,11 +350,10 @@ impl Conductor {
             server: self.watch.server_info(),
             ..Manifest::default()
         };
-        let mut result = RunResult::new(
+        let mut result = collected.into_result(
             Manifest::default(),
             self.model,
             measured_ns as f64 / 1e9,
-            collected,
             threads.collect(),
             self.watch.evidence(),
         );

@@ -7,7 +7,9 @@
 use std::path::PathBuf;
 
 use super::collector::Collected;
-use super::model::{Interval, KernelEvidence, Load, Manifest, Plan, Recorders, RunResult, Sample};
+use super::model::{
+    Interval, KernelEvidence, Load, Manifest, Plan, Rates, Recorders, RunResult, Sample, ThreadUse,
+};
 use super::recorder::Counts;
 use super::units::span_s;
 
@@ -58,7 +60,7 @@ pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeErro
         add(&mut collected.histograms, &run.histograms);
         for thread in &run.generator_threads {
             let name = format!("{}/{}", index + 1, thread.name);
-            threads.push(super::model::ThreadUse { name, ..thread.clone() });
+            threads.push(ThreadUse { name, ..thread.clone() });
         }
     }
     collected.intervals = match together {
@@ -68,21 +70,20 @@ pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeErro
     let kernel = merged_kernel(&runs, together);
     let interrupted = runs.iter().any(|(_, run)| run.interrupted);
     let rates = rates(&runs, together);
-    let merged = RunResult::new(manifest, plan, measured_s, collected, threads, kernel);
+    let merged = collected.into_result(manifest, plan, measured_s, threads, kernel);
     Ok(RunResult { interrupted, rates, ..merged })
 }
 
 /// Rates add up over generators, and are averaged by time over repetitions.
-fn rates(runs: &[(PathBuf, RunResult)], together: Together) -> super::model::Rates {
+fn rates(runs: &[(PathBuf, RunResult)], together: Together) -> Rates {
     let total_s: f64 = runs.iter().map(|(_, run)| run.measured_s).sum();
     let weight = |run: &RunResult| match together {
         Together::Parallel => 1.0,
         Together::Repeated => run.measured_s / total_s.max(f64::MIN_POSITIVE),
     };
-    let sum =
-        |of: fn(&super::model::Rates) -> f64| runs.iter().map(|(_, run)| of(&run.rates) * weight(run)).sum();
+    let sum = |of: fn(&Rates) -> f64| runs.iter().map(|(_, run)| of(&run.rates) * weight(run)).sum();
     let open = runs.iter().all(|(_, run)| run.rates.offered_msgs_per_s.is_some());
-    super::model::Rates {
+    Rates {
         offered_msgs_per_s: open.then(|| sum(|rates| rates.offered_msgs_per_s.unwrap_or(0.0))),
         sent_msgs_per_s: sum(|rates| rates.sent_msgs_per_s),
         received_msgs_per_s: sum(|rates| rates.received_msgs_per_s),

@@ -372,6 +372,13 @@ impl Slo {
     }
 }
 
+impl SloResult {
+    /// The objective and what it came to, in a sentence.
+    pub fn sentence(&self) -> String {
+        format!("{}: {}", self.expression, self.why)
+    }
+}
+
 /// The implied objective: every message comes back once, in order and intact. A kind that an explicit objective
 /// is about is left to that objective.
 pub fn integrity(result: &RunResult, slos: &[Slo]) -> SloResult {

@@ -7,8 +7,8 @@
 
 use super::model::{
     Finding, Load, Mode, Phase, RunResult, SloOutcome, SloResult, Verdict, VerdictKind, Weight,
-    in_flight_growth,
 };
+use super::rates;
 use super::recorder::{ErrorKind, Metric};
 use super::slo::{self, Slo};
 use super::units::{count, latency_ns, percent, percentile, rate};
@@ -82,6 +82,14 @@ fn rank(kind: VerdictKind) -> u8 {
         VerdictKind::SloMiss => 2,
         VerdictKind::TooFewSamples => 3,
         VerdictKind::Valid => 4,
+    }
+}
+
+impl Verdict {
+    /// What was noticed besides what decided the verdict and besides the objectives, which are listed on their own.
+    pub fn also_noticed<'a>(&'a self, slos: &'a [SloResult]) -> impl Iterator<Item = &'a Finding> {
+        let is_objective = |finding: &Finding| slos.iter().any(|slo| finding.cause == slo.sentence());
+        self.findings.iter().filter(move |finding| finding.cause != self.cause && !is_objective(finding))
     }
 }
 
@@ -285,7 +293,7 @@ fn busy_threads(result: &RunResult) -> Option<Finding> {
         if busiest.cpu_percent < THREAD_BUSY_DECIDES_PERCENT {
             return None;
         }
-        let server = mean_server_cpu_percent(result);
+        let server = rates::server_cpu_percent(result);
         return Some(match server {
             Some(server) if server >= THREAD_BUSY_DECIDES_PERCENT => {
                 let cause = format!("{busy}, and so was the server ({server:.0} % of a core)");
@@ -311,12 +319,6 @@ fn busy_threads(result: &RunResult) -> Option<Finding> {
         _ => return None,
     };
     Some(Finding::new(generator, weight, format!("{busy}: it stamps what it receives late"), cure))
-}
-
-fn mean_server_cpu_percent(result: &RunResult) -> Option<f64> {
-    let measured = result.intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-    let seen: Vec<f64> = measured.filter_map(|interval| interval.sample.server_cpu_percent).collect();
-    (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
 }
 
 /// A metric's quantile, where enough samples lie beyond it to be evidence.
@@ -412,7 +414,7 @@ fn server_fell_behind(result: &RunResult) -> Option<Finding> {
     if result.sent_ratio().is_some_and(|sent| sent < ACHIEVED_SHARE_MIN) {
         return None;
     }
-    let growth = in_flight_growth(&result.intervals).unwrap_or(0);
+    let growth = rates::in_flight_growth(&result.intervals).unwrap_or(0);
     let grown = match growth {
         1.. => format!(", and messages in flight grew by {}", count(growth.unsigned_abs())),
         _ => String::new(),

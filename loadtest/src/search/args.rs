@@ -9,6 +9,7 @@ use clap::{Args, Command, ValueEnum};
 use super::hunt::Aim;
 use crate::engine::args::{self, Mode, RunArgs};
 use crate::engine::size::Sizes;
+use crate::result::model;
 use crate::result::slo::Slo;
 
 /// The most connections of a step.
@@ -30,14 +31,13 @@ pub enum Over {
     InFlight,
 }
 
-impl Over {
-    /// As printed and written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Over::Rate => "rate",
-            Over::Connections => "connections",
-            Over::Subscribers => "subscribers",
-            Over::InFlight => "in-flight",
+impl From<Over> for model::Over {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Rate => model::Over::Rate,
+            Over::Connections => model::Over::Connections,
+            Over::Subscribers => model::Over::Subscribers,
+            Over::InFlight => model::Over::InFlight,
         }
     }
 }
@@ -172,7 +172,10 @@ impl SearchArgs {
                 bail!("--rate and --rate-each: --over in-flight drives a closed loop, which has no rate")
             }
             Over::Connections | Over::Subscribers if self.load.rate.is_none() && self.rate_each.is_none() => {
-                bail!("--rate or --rate-each: say how many messages the {} carry", self.over.name())
+                bail!(
+                    "--rate or --rate-each: say how many messages the {} carry",
+                    model::Over::from(self.over).name()
+                )
             }
             _ => {}
         }

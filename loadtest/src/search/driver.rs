@@ -18,8 +18,11 @@ use super::watch::{self, Watch};
 use crate::engine::args::{Mode, RunArgs};
 use crate::engine::kernel::{Process, Snapshot};
 use crate::engine::preflight::Limits;
-use crate::result::capacity::{self, ConnectionCost, Ending, Limit, LimitKind, SearchStep, Seen};
-use crate::result::model::{self, RunResult, SloOutcome, VerdictKind, Weight};
+use crate::result::capacity;
+use crate::result::model::{
+    self, ConnectionCost, Ending, Limit, LimitKind, RunResult, SearchStep, Seen, SloOutcome, VerdictKind,
+    Weight,
+};
 use crate::result::recorder::Metric;
 use crate::result::slo::Slo;
 use crate::result::usl;
@@ -140,7 +143,7 @@ impl<'a> Driver<'a> {
         let mut retries = 0;
         let outcome = loop {
             let Some(Attempt { verdict, good }) =
-                self.attempt(&flags, step.load, step.purpose.name(), step.round)
+                self.attempt(&flags, step.load, step.purpose.into(), step.round)
             else {
                 break if self.machine.interrupted() {
                     StepOutcome::Interrupted
@@ -180,7 +183,9 @@ impl<'a> Driver<'a> {
         for round in 1..=aim.rounds {
             for level in &levels {
                 let flags = RunArgs { duration: self.args.load.duration, ..self.args.step(*level) };
-                if self.attempt(&flags, *level, "sweep", round).is_none() || self.machine.interrupted() {
+                if self.attempt(&flags, *level, model::Purpose::Sweep, round).is_none()
+                    || self.machine.interrupted()
+                {
                     return if self.machine.interrupted() { Ending::Interrupted } else { Ending::Unknown };
                 }
             }
@@ -189,7 +194,13 @@ impl<'a> Driver<'a> {
     }
 
     /// One run at this load; `None` if it came to nothing, because it was interrupted or could not be done.
-    fn attempt(&mut self, flags: &RunArgs, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
+    fn attempt(
+        &mut self,
+        flags: &RunArgs,
+        load: u64,
+        purpose: model::Purpose,
+        round: u32,
+    ) -> Option<Attempt> {
         let cooldown_s = self.cool_down();
         if self.machine.interrupted() {
             return None;
@@ -203,7 +214,7 @@ impl<'a> Driver<'a> {
         };
         let run = crate::engine::run(flags);
         let seen = watch.stop(run.as_ref().ok());
-        let over = self.args.over.name();
+        let over = self.args.over.into();
         let mut result = match run {
             Ok(result) => result,
             Err(_) if self.machine.interrupted() => return None,
@@ -215,7 +226,7 @@ impl<'a> Driver<'a> {
         let good = verdict == VerdictKind::Valid || good_in_spite(&result, &self.args.slo);
         let step = SearchStep {
             good,
-            purpose: purpose.to_owned(),
+            purpose: Some(purpose),
             round,
             cooldown_s,
             ..capacity::step(over, load as f64, &result, seen)
@@ -227,7 +238,13 @@ impl<'a> Driver<'a> {
     }
 
     /// A run that this machine refuses before it starts is a limit like any other; anything else ends the search.
-    fn refused(&mut self, error: &anyhow::Error, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
+    fn refused(
+        &mut self,
+        error: &anyhow::Error,
+        load: u64,
+        purpose: model::Purpose,
+        round: u32,
+    ) -> Option<Attempt> {
         let text = format!("{error:#}");
         let reason = text.strip_prefix("this run is impossible here. ").unwrap_or_default();
         let kind = match reason.split(':').next() {
@@ -246,9 +263,9 @@ impl<'a> Driver<'a> {
         // The kind is said by the limit already.
         let reason = reason.split_once(": ").map_or(reason, |(_, arithmetic)| arithmetic);
         let step = SearchStep {
-            over: self.args.over.name().to_owned(),
+            over: self.args.over.into(),
             load: load as f64,
-            purpose: purpose.to_owned(),
+            purpose: Some(purpose),
             round,
             verdict: VerdictKind::EnvironmentLimited,
             cause: reason.to_owned(),
@@ -335,9 +352,9 @@ impl<'a> Driver<'a> {
         let latency =
             step.latency_ns.get("p99").map_or(String::new(), |ns| format!("p99 {}", units::latency_ns(*ns)));
         let cpu = step.seen.server_cpu_percent.map_or(String::new(), |cpu| format!("server {cpu:.0} %"));
-        let load = capacity::show_load(&step.over, step.load);
-        let mut line =
-            format!("{:<8}{:>18}  {:<19} {latency:<14} {cpu:<13}", step.purpose, load, step.verdict.name());
+        let purpose = step.purpose.map_or("", model::Purpose::name);
+        let load = capacity::show_load(step.over, step.load);
+        let mut line = format!("{purpose:<8}{load:>18}  {:<19} {latency:<14} {cpu:<13}", step.verdict.name());
         if step.verdict != VerdictKind::Valid {
             if step.good {
                 line.push_str("objectives met in spite of it: ");

@@ -8,6 +8,8 @@
 //!
 //! Everything is behind `measure`, so tests hunt on systems whose knee is known. Start at [`hunt`].
 
+use crate::result::model;
+
 /// How often a load is tried lower after a confirmation that failed.
 const CONFIRMATIONS_MAX: usize = 5;
 /// A later round starts this share below the first knee, and grows by this factor.
@@ -38,13 +40,12 @@ pub enum Purpose {
     Confirm,
 }
 
-impl Purpose {
-    /// As printed and written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Purpose::Grow => "grow",
-            Purpose::Bisect => "bisect",
-            Purpose::Confirm => "confirm",
+impl From<Purpose> for model::Purpose {
+    fn from(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Grow => model::Purpose::Grow,
+            Purpose::Bisect => model::Purpose::Bisect,
+            Purpose::Confirm => model::Purpose::Confirm,
         }
     }
 }

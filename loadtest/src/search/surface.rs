@@ -12,9 +12,9 @@ use super::driver::Machine;
 use super::hunt::Aim;
 use super::{Found, seek};
 use crate::engine;
-use crate::result::model::RunResult;
+use crate::result::model::{Cell, RunResult};
 use crate::result::store;
-use crate::result::surface::{Cell, title};
+use crate::result::surface::title;
 
 /// The directory of the cells in that of the surface.
 const CELLS_DIR: &str = "cells";
