@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 
 use super::model::{
-    Capacity, Ending, Limit, LimitKind, Mode, Over, RunResult, SearchStep, Seen, VerdictKind,
+    Capacity, Ending, Finding, FindingKind, Limit, LimitKind, Mode, Over, RunResult, SearchStep, Seen,
 };
-use super::recorder::ErrorKind;
-use super::{rates, units};
+use super::{kernel_events, rates, units};
 
 /// A server whose busy threads use more than this share of their cores has no CPU left, percent.
 pub const SERVER_BUSY_PERCENT: f64 = 90.0;
@@ -24,62 +23,53 @@ impl Seen {
     }
 }
 
-/// A counter of the kernel, and the knob of scripts/tune.sh that cures it.
-const KNOBS: [(&str, &str); 9] = [
-    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog (resound --backlog)"),
-    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPTimeWaitOverflow", "net.ipv4.tcp_max_tw_buckets"),
-    ("softnet.dropped", "net.core.netdev_max_backlog"),
-    ("TcpExt.TCPBacklogDrop", "net.ipv4.tcp_rmem"),
-    ("TcpExt.TCPRcvQDrop", "net.ipv4.tcp_rmem and net.ipv4.tcp_mem"),
-    ("TcpExt.TCPAbortOnMemory", "net.ipv4.tcp_mem"),
-];
-
-/// What stopped a judged step; `None` if nothing did.
-pub fn limit(result: &RunResult, seen: &Seen) -> Option<Limit> {
-    let verdict = &result.verdict;
-    let because = |kind, cure: String| Limit { kind, cause: verdict.cause.clone(), cure, counter: None };
-    let with_tune = |knob: &str| {
-        format!(
-            "{}: {knob}, see scripts/tune.sh check --connections {}",
-            verdict.cure, result.plan.connections
-        )
-    };
-    match verdict.kind {
-        VerdictKind::Valid => None,
-        VerdictKind::GeneratorLimited => Some(because(LimitKind::Generator, verdict.cure.clone())),
-        VerdictKind::EnvironmentLimited => {
-            let errors = &result.totals.errors;
-            if errors.of(ErrorKind::DescriptorsExhausted) > 0 {
-                return Some(because(LimitKind::Descriptors, with_tune("RLIMIT_NOFILE")));
-            }
-            if errors.of(ErrorKind::AddressNotAvailable) > 0 {
-                return Some(because(LimitKind::Ports, with_tune("net.ipv4.ip_local_port_range")));
-            }
-            if errors.of(ErrorKind::KernelMemory) > 0 {
-                return Some(because(LimitKind::Memory, with_tune("net.ipv4.tcp_mem")));
-            }
-            // A finding about a counter begins with the counter's name.
-            let moved =
-                KNOBS.into_iter().find(|(counter, _)| verdict.cause.starts_with(&format!("{counter} ")));
-            Some(match moved {
-                Some((counter, knob)) => {
-                    let memory = counter == "TcpExt.TCPAbortOnMemory";
-                    let kind = if memory { LimitKind::Memory } else { LimitKind::KernelQueue };
-                    Limit { counter: Some(counter.to_owned()), ..because(kind, with_tune(knob)) }
-                }
-                None => because(LimitKind::Machine, verdict.cure.clone()),
-            })
+/// The kind of limit that a finding is about; an objective's may turn out to be a resource of the server.
+pub fn limit_kind(finding: &Finding) -> LimitKind {
+    match finding.kind {
+        FindingKind::SourcePortsExhausted
+        | FindingKind::DescriptorsExhausted
+        | FindingKind::KernelMemoryExhausted
+        | FindingKind::KernelEvent => {
+            kernel_events::of_finding(finding).map_or(LimitKind::Machine, |event| event.limit)
         }
-        VerdictKind::SloMiss | VerdictKind::TooFewSamples => Some(of_the_server(result, seen)),
+        FindingKind::MachineStalled => LimitKind::Machine,
+        FindingKind::LoadThreadBusy | FindingKind::ScheduleLag | FindingKind::ScheduleNotSent => {
+            LimitKind::Generator
+        }
+        FindingKind::ServerFellBehind
+        | FindingKind::ConnectionsMissing
+        | FindingKind::ObjectiveMissed
+        | FindingKind::ObjectiveUndecided
+        | FindingKind::ClosedLoop
+        | FindingKind::EndedEarly
+        | FindingKind::ValuesSaturated
+        | FindingKind::Unknown => LimitKind::Objective,
     }
 }
 
+/// What stopped a judged step; `None` if nothing did.
+pub fn limit(result: &RunResult, seen: &Seen) -> Option<Limit> {
+    let decisive = result.verdict.decisive()?;
+    let kind = limit_kind(decisive);
+    if kind == LimitKind::Objective {
+        return Some(of_the_server(&decisive.cause, seen));
+    }
+    let knobs = kernel_events::of_finding(decisive).map_or(&[][..], |event| event.knobs);
+    let cure = if knobs.is_empty() {
+        decisive.cure.clone()
+    } else {
+        format!(
+            "{}; scripts/tune.sh check --connections {} shows {}",
+            decisive.cure,
+            result.plan.connections,
+            knobs.join(" and ")
+        )
+    };
+    Some(Limit { kind, cause: decisive.cause.clone(), cure, counter: decisive.counter.clone() })
+}
+
 /// An objective was missed by the server: for want of what?
-fn of_the_server(result: &RunResult, seen: &Seen) -> Limit {
-    let missed = &result.verdict.cause;
+fn of_the_server(missed: &str, seen: &Seen) -> Limit {
     let limit = |kind, cause: String, cure: &str| Limit { kind, cause, cure: cure.to_owned(), counter: None };
     let machine = seen.machine_cpu_percent.unwrap_or(0.0);
     let of_machine = match seen.machine_cpu_percent {

@@ -13,7 +13,7 @@ use super::model::{Interval, Phase, RunResult};
 use super::recorder::Metric;
 use super::slo::Slo;
 use super::sparse::Sparse;
-use super::{sufficiency, units, verdict};
+use super::{kernel_events, sufficiency, units};
 
 /// The value of `schema` in storm.json.
 pub const SCHEMA: &str = "resound-load/storm";
@@ -228,7 +228,7 @@ fn kernel_deltas(stayed: &RunResult, from_ms: i64) -> BTreeMap<String, u64> {
     let mut deltas = BTreeMap::new();
     for placed in placed(stayed).filter(|placed| placed.end_ms > from_ms) {
         for (name, delta) in &placed.interval.sample.kernel_deltas {
-            if verdict::is_watched(name) {
+            if kernel_events::of_counter(name).is_some() {
                 *deltas.entry(name.clone()).or_default() += delta;
             }
         }
@@ -298,10 +298,12 @@ impl Storm {
             }
         }
         line("the others", format!("{} messages broken or lost", units::count(self.lost_by_others)));
-        let moved =
-            self.kernel_deltas.iter().map(|(name, delta)| format!("{name} +{}", units::count(*delta)));
+        let moved = self.kernel_deltas.iter().map(|(name, delta)| {
+            let meaning = kernel_events::of_counter(name).map_or("", |event| event.what);
+            format!("{name} +{}: {meaning}", units::count(*delta))
+        });
         let moved: Vec<String> = moved.collect();
-        line("kernel", if moved.is_empty() { "nothing dropped".to_owned() } else { moved.join(", ") });
+        line("kernel", if moved.is_empty() { "nothing dropped".to_owned() } else { moved.join("; ") });
         for (name, result) in [("stayed", stayed), ("came back", back)] {
             line(name, format!("{}: {}", result.verdict.kind.name(), result.verdict.cause));
         }

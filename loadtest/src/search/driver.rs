@@ -21,7 +21,6 @@ use crate::engine::preflight::Limits;
 use crate::result::capacity;
 use crate::result::model::{
     self, ConnectionCost, Ending, Limit, LimitKind, RunResult, SearchStep, Seen, SloOutcome, VerdictKind,
-    Weight,
 };
 use crate::result::recorder::Metric;
 use crate::result::slo::Slo;
@@ -384,13 +383,10 @@ fn good_in_spite(result: &RunResult, slos: &[Slo]) -> bool {
             && others.into_iter().all(|metric| slo.latency_limit_ns(metric, headline).is_none())
     };
     let enough = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio >= verdict::ACHIEVED_SHARE_MIN);
-    let late_only =
-        result.verdict.findings.iter().filter(|finding| finding.weight == Weight::Decides).all(|finding| {
-            finding.kind == VerdictKind::GeneratorLimited || finding.kind == VerdictKind::EnvironmentLimited
-        });
-    let stopped_by = capacity::limit(result, &Seen::default()).map(|limit| limit.kind);
+    let mut deciding = result.verdict.findings.iter().filter(|finding| finding.decides());
+    let late_only = deciding
+        .all(|finding| matches!(capacity::limit_kind(finding), LimitKind::Generator | LimitKind::Machine));
     late_only
-        && matches!(stopped_by, Some(LimitKind::Generator | LimitKind::Machine))
         && enough(result.achieved_ratio())
         && enough(result.sent_ratio())
         && slos.iter().all(has_the_lag)

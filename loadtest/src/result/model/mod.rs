@@ -22,13 +22,17 @@ pub use self::search::{
     Capacity, Cell, ConnectionCost, Ending, Estimate, Fit, Law, Limit, LimitKind, Over, Point, Prediction,
     Purpose, SearchStep, Seen,
 };
-pub use self::verdict::{Finding, SloOutcome, SloResult, Verdict, VerdictKind, Weight};
+pub use self::verdict::{Finding, FindingKind, SloOutcome, SloResult, Verdict, VerdictKind, Weight};
 
 /// The value of `schema` in every result file.
 pub const SCHEMA: &str = "resound-load/result";
 
-/// The version this program writes, and the only one it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The version this program writes. Since 2 the findings of a verdict have kinds; before that `kind` was what is now
+/// `verdict`.
+pub const SCHEMA_VERSION: u32 = 2;
+
+/// The oldest version this program reads.
+pub const SCHEMA_VERSION_MIN: u32 = 1;
 
 /// Histograms by metric. A metric nothing was recorded for is absent.
 pub type Recorders = BTreeMap<Metric, Recorder>;
@@ -41,7 +45,7 @@ pub type IntervalHistograms = BTreeMap<Metric, Sparse>;
 pub struct RunResult {
     /// Always [`SCHEMA`].
     pub schema: String,
-    /// Always [`SCHEMA_VERSION`].
+    /// Always [`SCHEMA_VERSION`]: what is older becomes that as it is read.
     pub schema_version: u32,
     /// Who ran what, where and when.
     pub manifest: Manifest,

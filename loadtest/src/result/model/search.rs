@@ -176,7 +176,7 @@ pub struct Limit {
     pub cause: String,
     /// What to do about it.
     pub cure: String,
-    /// The kernel's counter that moved, for a kernel queue.
+    /// The kernel's counter that rose, where it is about one.
     #[serde(default)]
     pub counter: Option<String>,
 }
