@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::SearchArgs;
@@ -18,6 +18,7 @@ use super::watch::{self, Watch};
 use crate::engine::args::{Mode, RunArgs};
 use crate::engine::kernel::{Process, Snapshot};
 use crate::engine::preflight::Limits;
+use crate::engine::{RunError, Shortage, ShortageKind};
 use crate::result::capacity;
 use crate::result::model::{
     self, ConnectionCost, Ending, Limit, LimitKind, RunResult, SearchStep, Seen, SloOutcome, VerdictKind,
@@ -107,7 +108,7 @@ pub(super) struct Driver<'a> {
     last: Option<RunResult>,
     good: Vec<(usize, RunResult)>,
     /// Why it could not go on.
-    pub(super) error: Option<anyhow::Error>,
+    pub(super) error: Option<RunError>,
 }
 
 /// What one attempt at a step came to.
@@ -207,7 +208,8 @@ impl<'a> Driver<'a> {
         let watch = match Watch::start(flags.server_pid) {
             Ok(watch) => watch,
             Err(error) => {
-                self.error = Some(error.into());
+                self.error =
+                    Some(RunError::System(Error::new(error).context("no thread to watch the machine")));
                 return None;
             }
         };
@@ -217,7 +219,13 @@ impl<'a> Driver<'a> {
         let mut result = match run {
             Ok(result) => result,
             Err(_) if self.machine.interrupted() => return None,
-            Err(error) => return self.refused(&error, load, purpose, round),
+            Err(RunError::Impossible(shortages)) => {
+                return Some(self.impossible(&shortages, load, purpose, round));
+            }
+            Err(error) => {
+                self.error = Some(error);
+                return None;
+            }
         };
         self.machine.ended.push((Instant::now(), result.totals.connects));
         verdict::judge(&mut result, &self.args.slo);
@@ -236,45 +244,45 @@ impl<'a> Driver<'a> {
         Some(Attempt { verdict, good })
     }
 
-    /// A run that this machine refuses before it starts is a limit like any other; anything else ends the search.
-    fn refused(
+    /// A run that this machine cannot do is a limit like any other, known without driving it.
+    fn impossible(
         &mut self,
-        error: &anyhow::Error,
+        shortages: &[Shortage],
         load: u64,
         purpose: model::Purpose,
         round: u32,
-    ) -> Option<Attempt> {
-        let text = format!("{error:#}");
-        let reason = text.strip_prefix("this run is impossible here. ").unwrap_or_default();
-        let kind = match reason.split(':').next() {
-            Some("descriptors") => LimitKind::Descriptors,
-            Some("source ports" | "TIME_WAIT") => LimitKind::Ports,
-            Some("memory") => LimitKind::Memory,
-            _ => {
-                self.error = Some(anyhow::anyhow!("{text}"));
-                return None;
-            }
-        };
+    ) -> Attempt {
+        let [first, others @ ..] = shortages else { unreachable!("what is impossible has a reason") };
+        let mut cause = first.arithmetic.clone();
+        // The kind of the first is the limit's.
+        for other in others {
+            cause.push_str(&format!("; also {}: {}", other.kind.title(), other.arithmetic));
+        }
+        let cures: Vec<&str> = shortages.iter().map(|shortage| shortage.cure.as_str()).collect();
         let cure = format!(
-            "as said; scripts/tune.sh check --role generator --connections {} says what else is in the way",
+            "{}; scripts/tune.sh check --role generator --connections {} says what else is in the way",
+            cures.join("; "),
             load.max(1)
         );
-        // The kind is said by the limit already.
-        let reason = reason.split_once(": ").map_or(reason, |(_, arithmetic)| arithmetic);
+        let kind = match first.kind {
+            ShortageKind::Descriptors => LimitKind::Descriptors,
+            ShortageKind::SourcePorts | ShortageKind::TimeWait => LimitKind::Ports,
+            ShortageKind::Memory => LimitKind::Memory,
+        };
         let step = SearchStep {
             over: self.args.over.into(),
             load: load as f64,
             purpose: Some(purpose),
             round,
             verdict: VerdictKind::EnvironmentLimited,
-            cause: reason.to_owned(),
-            limit: Some(Limit { kind, cause: reason.to_owned(), cure, counter: None }),
+            cause: cause.clone(),
+            limit: Some(Limit { kind, cause, cure, counter: None }),
             seen: Seen::default(),
             ..SearchStep::default()
         };
         self.say(&step);
         self.steps.push(step);
-        Some(Attempt { verdict: VerdictKind::EnvironmentLimited, good: false })
+        Attempt { verdict: VerdictKind::EnvironmentLimited, good: false }
     }
 
     /// How long a step at this load must be for its objectives to be decidable.

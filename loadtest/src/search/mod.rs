@@ -14,10 +14,11 @@ pub mod storm;
 mod surface;
 mod watch;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 use self::args::{Over, SearchArgs};
 use self::driver::{Driver, Machine};
+use crate::engine::RunError;
 use crate::result::model::{Capacity, Ending, Fit, Point, RunResult, SearchStep, VerdictKind};
 use crate::result::{capacity, usl};
 
@@ -35,14 +36,14 @@ pub fn search(args: &SearchArgs) -> Result<RunResult> {
     let mut machine = Machine::new(args.load.server_pid)?;
     let found = seek(args, aim, &mut machine);
     match (found.run, found.error) {
-        (None, Some(error)) => Err(error),
+        (None, Some(error)) => Err(error.into()),
         (None, None) => match found.steps.last() {
             Some(refused) => bail!("not even the first load is possible here: {}", refused.cause),
             None => bail!("ended before a step was done"),
         },
         (Some(run), error) => {
             if let Some(error) = error {
-                eprintln!("resound-load: the search ends here: {error:#}");
+                eprintln!("resound-load: the search ends here: {:#}", Error::from(error));
             }
             Ok(RunResult { search: found.steps, capacity: Some(found.capacity), ..run })
         }
@@ -57,7 +58,7 @@ struct Found {
     /// The run at the knee, or else the last one; none where no step could be taken.
     run: Option<RunResult>,
     /// Why it could not go on.
-    error: Option<anyhow::Error>,
+    error: Option<RunError>,
 }
 
 /// One search, from cold to its answer.

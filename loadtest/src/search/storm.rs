@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Command, ValueEnum};
 
+use crate::engine::RunError;
 use crate::engine::args::{self, Goodbye, Mode, RunArgs};
 use crate::result::model::{RunResult, SloOutcome};
 use crate::result::recorder::Metric;
@@ -138,8 +139,12 @@ pub fn storm(args: &StormArgs) -> Result<Outcome> {
         });
         (staying.join(), gone, back)
     });
-    let stayed = stayed.map_err(|_| anyhow!("a thread panicked"))?.context("those that stay")?;
-    let gone = gone.context("those that go")?;
+    let stayed = stayed.map_err(|_| anyhow!("a thread panicked"))?;
+    // Ctrl-C reaches all that run at that time, and is nobody's failure.
+    if [Some(&stayed), Some(&gone), back.as_ref()].into_iter().flatten().any(is_ended_early) {
+        bail!("ended before the storm was over");
+    }
+    let (stayed, gone) = (stayed.context("those that stay")?, gone.context("those that go")?);
     let back = back.ok_or_else(|| anyhow!("ended before the storm"))?.context("those that come back")?;
     let asked = Asked {
         connections,
@@ -158,6 +163,10 @@ pub fn storm(args: &StormArgs) -> Result<Outcome> {
         write(&outcome, dir)?;
     }
     Ok(outcome)
+}
+
+fn is_ended_early(run: &Result<RunResult, RunError>) -> bool {
+    matches!(run, Err(RunError::EndedEarly(_)))
 }
 
 fn say(args: &StormArgs, what: &str) {

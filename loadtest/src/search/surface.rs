@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 use super::args::SearchArgs;
 use super::driver::Machine;
@@ -46,7 +46,7 @@ pub(super) fn drive(args: &SearchArgs, aim: Aim, cells: &[(String, SearchArgs)])
             max_octets: load.size.max() as u64,
             capacity,
             steps,
-            error: error.map(|error| format!("{error:#}")),
+            error: error.map(|error| format!("{:#}", Error::from(error))),
         };
         say(args, &format!("{name}: {}", cell.answer()));
         if let Some(run) = run {
