@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Scenario, scratch};
-use resound_load::result::compare::{self, Condition, FailIf, Measure};
+use resound_load::result::compare::{self, CompareError, Condition, FailIf, Measure};
+use resound_load::result::merge::MergeError;
 use resound_load::result::model::{Arrival, FindingKind, Load, Mode, RunResult, VerdictKind};
 use resound_load::result::recorder::{Metric, Recorder};
 use resound_load::result::{merge, store, verdict};
@@ -216,6 +217,13 @@ fn runs_that_are_not_alike_are_not_merged_and_the_reason_is_given() {
     // They start a second and a half after each other: neither one load nor repetitions.
     let overlap = refused(|run| run.manifest.started_unix_ms = 1_750_000_001_500);
     assert!(overlap.contains("overlap in time by 1.5 s of 3 s"), "{overlap}");
+    assert_eq!(merge::merge(Vec::new()), Err(MergeError::NoRuns));
+    let mut runs = repeated(0..2, |_| {});
+    runs[1].1.plan.text = true;
+    let Err(MergeError::Differ { first, other, difference }) = merge::merge(runs) else {
+        panic!("they differ")
+    };
+    assert_eq!((text(&first), text(&other), difference.what), ("run-0", "run-1", "text or binary"));
 }
 
 #[test]
@@ -290,6 +298,12 @@ fn too_few_different_or_limited_runs_are_not_compared() {
         message.contains("run-4 is GENERATOR-LIMITED") && message.contains("--accept-limited"),
         "{message}"
     );
+    let Err(CompareError::Limited { run, verdict, .. }) = compare::compare(&base, &limited, false) else {
+        panic!("{message}")
+    };
+    assert_eq!((text(&run), verdict), ("run-4", VerdictKind::GeneratorLimited));
+    let few = compare::compare(&base, &limited[..2], true).map(|_| ());
+    assert_eq!(few, Err(CompareError::TooFewRuns { base: 3, new: 2 }));
     assert!(compare::compare(&base, &limited, true).is_ok());
 }
 

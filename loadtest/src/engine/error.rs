@@ -7,7 +7,7 @@ use crate::result::recorder::ErrorKind;
 /// Why a run came to nothing. As text it is one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The flags cannot be meant; the URL is one of them.
+    /// The flags make no sense; the URL is one of them.
     #[error(transparent)]
     Flags(anyhow::Error),
     /// This machine has too little of something, known before the first socket was made. At least one entry.

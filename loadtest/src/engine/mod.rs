@@ -52,10 +52,10 @@ use self::upgrade::Upgrade;
 use self::worker::Shared;
 use crate::result::model::RunResult;
 
-/// Whether the flags can be meant; says nothing about what this machine can do.
+/// Whether the flags make sense; says nothing about what this machine can do.
 ///
 /// # Errors
-/// [`RunError::Flags`]: the flag that cannot be meant.
+/// [`RunError::Flags`]: the flag that makes no sense, and why.
 pub fn check(args: &args::RunArgs) -> Result<(), RunError> {
     Plan::new(args).map(drop).map_err(RunError::Flags)
 }

@@ -14,9 +14,46 @@ use super::recorder::Counts;
 use super::units::span_s;
 
 /// Why runs cannot be merged.
-#[derive(Debug, thiserror::Error)]
-#[error("these runs cannot be merged: {0}")]
-pub struct MergeError(String);
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MergeError {
+    /// There is nothing to merge.
+    #[error("these runs cannot be merged: there are none")]
+    NoRuns,
+    /// Two of them are not of the same thing.
+    #[error("these runs cannot be merged: {} and {} differ in {difference}", .first.display(), .other.display())]
+    Differ {
+        /// One of them.
+        first: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What they differ in.
+        difference: Difference,
+    },
+    /// They overlap too little to be one load, and too much to be repetitions.
+    #[error(
+        "these runs cannot be merged: they overlap in time by {} of {}: runs are either one load from several generators \
+         (and overlap by nine tenths at least) or repetitions one after the other",
+        span_s(*.common_s), span_s(*.shortest_s)
+    )]
+    PartOverlap {
+        /// How long all of them ran at once, s.
+        common_s: f64,
+        /// The length of the shortest, s.
+        shortest_s: f64,
+    },
+}
+
+/// What two plans differ in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} ({a} and {b})")]
+pub struct Difference {
+    /// The part of the plan: `sizes`, `connections`.
+    pub what: &'static str,
+    /// The one.
+    pub a: String,
+    /// The other.
+    pub b: String,
+}
 
 /// How runs lie in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +70,12 @@ enum Together {
 /// The two runs that do not fit, and what differs.
 pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeError> {
     runs.sort_by_key(|(_, run)| run.manifest.started_unix_ms);
-    let (first_name, first) = runs.first().ok_or_else(|| MergeError("there are none".to_owned()))?;
+    let (first_name, first) = runs.first().ok_or(MergeError::NoRuns)?;
     let together = together(&runs)?;
     for (name, run) in &runs[1..] {
         let ignore_scale = together == Together::Parallel;
-        if let Some(what) = differs(&first.plan, &run.plan, ignore_scale) {
-            let (first_name, name) = (first_name.display(), name.display());
-            return Err(MergeError(format!("{first_name} and {name} differ in {what}")));
+        if let Some(difference) = differs(&first.plan, &run.plan, ignore_scale) {
+            return Err(MergeError::Differ { first: first_name.clone(), other: name.clone(), difference });
         }
     }
     let manifest = Manifest {
@@ -112,23 +148,18 @@ fn together(runs: &[(PathBuf, RunResult)]) -> Result<Together, MergeError> {
     if common >= 0.9 * longest {
         return Ok(Together::Parallel);
     }
-    Err(MergeError(format!(
-        "they overlap in time by {} of {}: runs are either one load from several generators (and overlap by nine \
-         tenths at least) or repetitions one after the other",
-        span_s(common),
-        span_s(shortest),
-    )))
+    Err(MergeError::PartOverlap { common_s: common, shortest_s: shortest })
 }
 
 /// What two plans differ in, so that their histograms are not of the same thing; scale (rate, connections, threads)
 /// may differ between generators of one load, not between repetitions.
-pub(super) fn differs(a: &Plan, b: &Plan, ignore_scale: bool) -> Option<String> {
-    let told = |what: &str, a: String, b: String| (a != b).then(|| format!("{what} ({a} and {b})"));
+pub(super) fn differs(a: &Plan, b: &Plan, ignore_scale: bool) -> Option<Difference> {
+    let told = |what, a: String, b: String| (a != b).then_some(Difference { what, a, b });
     let load = |plan: &Plan| match plan.load {
         Load::Open { arrival, .. } if ignore_scale => format!("open loop, {arrival:?} arrivals"),
         other => format!("{other:?}"),
     };
-    let scale = |a: f64, b: f64, what: &str| {
+    let scale = |a: f64, b: f64, what| {
         if ignore_scale { None } else { told(what, a.to_string(), b.to_string()) }
     };
     told("mode", format!("{:?}", a.mode), format!("{:?}", b.mode))

@@ -170,7 +170,7 @@ fn parse_quantity(name: &str) -> Result<Quantity, String> {
     }
     let Some(number) = name.strip_prefix('p').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     else {
-        return Err(format!("'{name}' is nothing that can be asked for: use {EXAMPLES}"));
+        return Err(format!("'{name}' is no quantity: use {EXAMPLES}"));
     };
     if number.contains(',') {
         return Err(format!("the percentile '{name}' has a comma: write p{}", number.replace(',', ".")));

@@ -1,8 +1,9 @@
 //! What a storm came to, from the results of those that stayed, those that went and those that came back.
 //!
-//! Time is counted from the first reconnect. When all is well again is judged in *windows*: as many intervals as it takes
-//! to have the samples without which the objective's percentile has no upper bound, so one where traffic is dense, more
-//! where it is thin; nothing is known more finely than the window it was seen in, and the result says how long that was.
+//! Time is counted from the first reconnect. Recovery is judged in *windows*: as many intervals as it takes to have the
+//! samples without which the objective's percentile has no upper bound. That is one interval where traffic is dense, and
+//! more where it is thin. Nothing is known more finely than the window it was seen in, and the result says how long that
+//! was.
 //! Start at [`judge`].
 
 use std::collections::BTreeMap;
@@ -77,7 +78,7 @@ pub struct Storm {
     pub windows: Vec<Window>,
     /// Kernel counters that rose from the first reconnect on, by how much.
     pub kernel_deltas: BTreeMap<String, u64>,
-    /// Messages lost by those that stayed, which no storm may touch.
+    /// Messages lost by those that stayed, which a storm must not touch.
     pub lost_by_others: u64,
     /// Whether all came back, nothing was lost by the others, and the objective is met again.
     pub recovered: bool,

@@ -91,7 +91,7 @@ pub struct SearchArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Bends the flags of `run` to those of a step: the search chooses the load, and `--duration` is a step's.
+/// Turns the flags of `run` into those of a step: the search chooses the load, and `--duration` is a step's.
 pub fn of_a_step(command: Command) -> Command {
     command
         .mut_group("load", |group| group.required(false))
@@ -154,7 +154,7 @@ impl SearchArgs {
     /// Checks the flags against each other.
     ///
     /// # Errors
-    /// One line about what cannot be meant.
+    /// One line about the flags that do not go together.
     pub fn aim(&self) -> Result<Aim> {
         if self.load.max || self.load.in_flight > 1 {
             bail!("--max and --in-flight: use --over in-flight, which drives closed loops by itself");
@@ -216,7 +216,7 @@ impl SearchArgs {
     /// which they are written; none without these flags.
     ///
     /// # Errors
-    /// One line about what cannot be meant.
+    /// One line about the flags that do not go together.
     pub fn surface(&self) -> Result<Vec<(String, SearchArgs)>> {
         if self.surface_connections.is_none() && self.surface_size.is_none() {
             return Ok(Vec::new());

@@ -1,8 +1,8 @@
-//! Takes the steps of a search: cooldown, a run of the engine, its verdict, and again where that decides nothing.
+//! Takes the steps of a search: cooldown, a run of the engine, its verdict. Where that decides nothing it is done again.
 //!
-//! A step that is limited by the generator or by a stall of the machine is taken again, and then ends the search: it
-//! says nothing about the server. One that meets every objective in spite of such lateness is good, because the
-//! lateness is part of what was measured. Every attempt is kept with its verdict. Start at [`Driver::step`].
+//! A step that is limited by the generator or by a stall of the machine says nothing about the server: it is taken
+//! again, and if that does not help, the search ends. One that meets every objective in spite of such lateness is good,
+//! because the lateness is part of what was measured. Every attempt is kept with its verdict. Start at [`Driver::step`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -90,7 +90,7 @@ impl Machine {
         Ok(Self { interrupted, limits: Limits::of_this_machine(proc), before, ended: Vec::new() })
     }
 
-    /// Whether somebody wants this to end.
+    /// Whether a signal asks for the end.
     pub(super) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
     }
@@ -381,7 +381,7 @@ fn level(snapshot: &Snapshot, name: &str) -> u64 {
 }
 
 /// Whether every objective was met although the generator or the machine was late: what they are late by is part of the
-/// headline's latency, so the server alone was faster still. Not for a closed loop, nor for latencies without the lag,
+/// headline's latency, so the server alone was faster. Not for a closed loop, nor for latencies without the lag,
 /// nor where less was sent or answered than offered.
 fn good_in_spite(result: &RunResult, slos: &[Slo]) -> bool {
     let headline = result.plan.headline();

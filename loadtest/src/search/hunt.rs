@@ -10,7 +10,7 @@
 
 use crate::result::model;
 
-/// How often a load is tried lower after a confirmation that failed.
+/// How many loads are confirmed at most, each lower than the one before.
 const CONFIRMATIONS_MAX: usize = 5;
 /// A later round starts this share below the first knee, and grows by this factor.
 const ROUND_START: f64 = 0.8;
@@ -70,7 +70,7 @@ pub enum StepOutcome {
     Bad,
     /// The generator or the machine made the numbers: they say nothing about the server.
     Unknown,
-    /// Somebody wants this to end.
+    /// Ended by a signal.
     Interrupted,
 }
 

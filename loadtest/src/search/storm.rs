@@ -64,7 +64,7 @@ pub struct StormArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Bends the flags of `run` to those of a storm: `--duration` is the time after it.
+/// Turns the flags of `run` into those of a storm: `--duration` is the time after it.
 pub fn of_a_storm(command: Command) -> Command {
     command.mut_arg("duration", |arg| {
         arg.long("after").default_value("10s").help("Load after the storm").help_heading("Storm")
@@ -94,7 +94,7 @@ pub struct Outcome {
 /// Makes a storm.
 ///
 /// # Errors
-/// One line about what cannot be meant, or about why one of the runs came to nothing.
+/// One line about flags that do not go together, or about why one of the runs came to nothing.
 pub fn storm(args: &StormArgs) -> Result<Outcome> {
     let quantile = check(args)?;
     let connections = args.load.connections;

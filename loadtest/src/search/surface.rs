@@ -22,7 +22,7 @@ const CELLS_DIR: &str = "cells";
 /// Searches for each of `cells`, and returns the run at the highest knee, with all cells.
 ///
 /// # Errors
-/// One line, if one of the combinations cannot be meant (before any is driven), or if no step of any could be taken.
+/// One line, if the flags of a combination make no sense (before any is driven), or if no step of any could be taken.
 pub(super) fn drive(args: &SearchArgs, aim: Aim, cells: &[(String, SearchArgs)]) -> Result<RunResult> {
     for (size, of_a_cell) in cells {
         let load = of_a_cell.step(aim.from);
