@@ -11,11 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::engine::args::RunArgs;
-use crate::result::capacity::Ending;
 use crate::result::compare::{self, Condition, FailIf};
-use crate::result::model::{RunResult, VerdictKind};
+use crate::result::model::{Cell, Ending, RunResult, VerdictKind};
 use crate::result::slo::Slo;
-use crate::result::surface::Cell;
 use crate::result::{merge, store, table, verdict};
 use crate::search::args::{SearchArgs, of_a_step};
 use crate::search::storm::{self, StormArgs, of_a_storm};

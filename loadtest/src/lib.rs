@@ -1,7 +1,8 @@
 //! `resound-load`: a WebSocket load generator that tells the truth.
 //!
-//! [`engine`] makes load and records it; [`result`] says what it means and writes it down; [`cli`] is the command
-//! line over both. The two meet in `result::model` and `result::recorder` alone.
+//! [`engine`] makes load and records it; [`result`] says what it means and writes it down; [`search`] does both again
+//! and again, to find a limit; [`cli`] is the command line. Of `result` the engine knows what it fills (`recorder`,
+//! `collector`, `model`), and where the kernel's errors have their cures (`kernel_events`).
 
 #![forbid(unsafe_code)]
 

@@ -3,9 +3,9 @@
 mod common;
 
 use common::Scenario;
-use resound_load::result::capacity::{Limit, LimitKind, Seen, step};
-use resound_load::result::model::{Mode, RunResult};
-use resound_load::result::recorder::ErrorKind;
+use resound_load::result::capacity::step;
+use resound_load::result::model::{Limit, LimitKind, Mode, Over, RunResult, Seen, VerdictKind};
+use resound_load::result::recorder::{ErrorKind, Metric, Recorder};
 use resound_load::result::verdict;
 
 const MISSED: &str = "p99<10us";
@@ -16,7 +16,7 @@ fn limit_of(mut result: RunResult, slo: &str, server_cpu_percent: Option<f64>, s
         interval.sample.server_cpu_percent = server_cpu_percent;
     }
     verdict::judge(&mut result, &[slo.parse().expect("valid")]);
-    step("rate", 4_000.0, &result, seen).limit
+    step(Over::Rate, 4_000.0, &result, seen).limit
 }
 
 fn seen(busy_threads: u32, machine_cpu_percent: f64) -> Seen {
@@ -86,4 +86,30 @@ fn errors_name_the_limit_that_was_reached() {
         assert_eq!(limit.kind, kind);
         assert!(limit.cure.contains("scripts/tune.sh"), "{}", limit.cure);
     }
+}
+
+#[test]
+fn the_limit_is_told_by_the_kind_of_a_finding_and_not_by_its_sentence() {
+    let overflowing = Scenario { mode: Mode::Connect, stall_at_s: Some(1), ..short() };
+    let mut result = overflowing.result();
+    verdict::judge(&mut result, &["upgrade:p99<1s".parse().expect("valid")]);
+    assert_eq!(result.verdict.kind, VerdictKind::EnvironmentLimited);
+    result.verdict.findings.iter_mut().for_each(|finding| finding.cause = "in other words".to_owned());
+    let limit = step(Over::Rate, 4_000.0, &result, seen(1, 40.0)).limit.expect("it overflowed");
+    assert_eq!(
+        (limit.kind, limit.counter.as_deref(), limit.cause.as_str()),
+        (LimitKind::KernelQueue, Some("TcpExt.ListenOverflows"), "in other words")
+    );
+}
+
+#[test]
+fn segments_sent_again_are_the_machines_and_no_knob_is_named() {
+    let mut result = short().result();
+    result.kernel.counters_after.insert("Tcp.RetransSegs".to_owned(), 50_000);
+    let mut slow = Recorder::new();
+    slow.record_n(210_000_000, 12_000);
+    result.histograms.insert(Metric::Response, slow);
+    let limit = limit_of(result, "p99<1s", Some(20.0), seen(1, 40.0)).expect("segments were lost");
+    assert_eq!((limit.kind, limit.counter.as_deref()), (LimitKind::Machine, Some("Tcp.RetransSegs")));
+    assert!(!limit.cure.contains("scripts/tune.sh"), "{}", limit.cure);
 }

@@ -4,10 +4,13 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use clap::Parser as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use resound::config::Config;
+use resound::server::Server;
 use support::{Faults, FaultyServer, Instead};
 
 fn resound_load(words: &[&str]) -> Command {
@@ -40,6 +43,41 @@ fn a_fault_of_the_server_is_exit_code_1() {
     let server = FaultyServer::start(Faults { duplicate_one_in: Some(10), ..Faults::default() }).unwrap();
     let (code, said) = outcome(&[&server.url(), "-c", "1", "--rate", "200", "-d", "1s", "--warmup", "0s"]);
     assert_eq!(code, Some(1), "{said}");
+}
+
+/// A run whose warm-up does not end by itself, with its lines on standard error, at the second of them that is about it.
+fn warming_up(url: &str) -> (Child, impl Iterator<Item = String> + use<>) {
+    let flags = ["-c", "2", "--rate", "100", "-d", "60s", "--warmup", "60s"];
+    let mut command = resound_load(&[&[url], flags.as_slice()].concat());
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.by_ref().filter(|line| line.contains("warm-up")).nth(1).is_some());
+    (process, lines)
+}
+
+#[test]
+fn an_interrupt_before_the_measured_part_says_that_it_ended_before_that() {
+    let server = FaultyServer::start(Faults::default()).unwrap();
+    let (mut process, lines) = warming_up(&server.url());
+    kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGINT).unwrap();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(process.wait().unwrap().code(), Some(2), "{said:?}");
+    assert_eq!(said.last().unwrap(), "resound-load: ended before the measured part started");
+}
+
+#[test]
+fn a_server_that_goes_away_in_the_warm_up_is_named_and_not_an_interrupt() {
+    let flags = ["resound", "--listen", "127.0.0.1:0", "--workers", "1", "--no-pin", "--io", "epoll"];
+    let server = Server::start(Config::parse_from(flags)).expect("a server on a free port");
+    let url = server.urls().next().expect("it listens");
+    let (mut process, lines) = warming_up(&url);
+    server.stop();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(process.wait().unwrap().code(), Some(2), "{said:?}");
+    assert!(
+        said.last().unwrap().starts_with("resound-load: no connection is left; the first to end: "),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Scenario, scratch};
-use resound_load::result::compare::{self, Condition, FailIf, Measure};
-use resound_load::result::model::{Arrival, Load, Mode, RunResult, VerdictKind};
+use resound_load::result::compare::{self, CompareError, Condition, FailIf, Measure};
+use resound_load::result::merge::MergeError;
+use resound_load::result::model::{Arrival, FindingKind, Load, Mode, RunResult, VerdictKind};
 use resound_load::result::recorder::{Metric, Recorder};
 use resound_load::result::{merge, store, verdict};
 
@@ -67,6 +68,37 @@ fn a_result_is_read_back_as_it_was_written() {
 }
 
 #[test]
+fn a_file_of_version_1_is_read_and_its_findings_get_their_kinds() {
+    let dir = scratch("version-1");
+    let result = judged(&Scenario { stall_at_s: Some(1), mode: Mode::Connect, ..small(3) });
+    assert!(result.verdict.decisive().is_some_and(|finding| finding.kind == FindingKind::KernelEvent));
+    let mut file = serde_json::to_value(&result).expect("JSON");
+    file["schema_version"] = 1.into();
+    for finding in file["verdict"]["findings"].as_array_mut().expect("a list") {
+        let finding = finding.as_object_mut().expect("a finding");
+        let verdict = finding.remove("verdict").expect("it speaks for a verdict");
+        finding.insert("kind".to_owned(), verdict);
+        finding.remove("counter");
+        finding.remove("objective");
+    }
+    std::fs::write(dir.join(store::RESULT_FILE), file.to_string()).expect("written");
+    assert_eq!(store::read(&dir).expect("read"), result);
+}
+
+#[test]
+fn a_kind_of_finding_that_a_later_version_made_up_is_read_as_unknown() {
+    let dir = scratch("unknown-kind");
+    let result = judged(&Scenario { stall_at_s: Some(1), ..small(3) });
+    let file = serde_json::to_string(&result).expect("JSON");
+    assert!(file.contains("\"kind\":\"kernel_event\""));
+    let path = dir.join(store::RESULT_FILE);
+    std::fs::write(&path, file.replace("\"kernel_event\"", "\"moon_phase\"")).expect("written");
+    let read = store::read(&path).expect("read");
+    let kinds = |result: &RunResult| result.verdict.findings.iter().map(|each| each.kind).collect::<Vec<_>>();
+    assert!(kinds(&read).contains(&FindingKind::Unknown) && kinds(&read).len() == kinds(&result).len());
+}
+
+#[test]
 fn percentiles_in_the_file_are_for_people_and_not_believed() {
     let dir = scratch("not-believed");
     let result = judged(&small(4));
@@ -101,7 +133,7 @@ fn what_is_no_result_is_refused_in_one_line_with_exit_code_2() {
     for (content, cause) in [
         ("{".to_owned(), "no schema"),
         ("{\"schema\":\"other\",\"schema_version\":1}".to_owned(), "its schema is 'other'"),
-        (result.replace("\"schema_version\":1", "\"schema_version\":99"), "version is 99"),
+        (result.replace("\"schema_version\":2", "\"schema_version\":99"), "version is 99"),
         (result.replace("\"plan\":", "\"plans\":"), "missing field `plan`"),
     ] {
         std::fs::write(&file, content).expect("written");
@@ -185,6 +217,13 @@ fn runs_that_are_not_alike_are_not_merged_and_the_reason_is_given() {
     // They start a second and a half after each other: neither one load nor repetitions.
     let overlap = refused(|run| run.manifest.started_unix_ms = 1_750_000_001_500);
     assert!(overlap.contains("overlap in time by 1.5 s of 3 s"), "{overlap}");
+    assert_eq!(merge::merge(Vec::new()), Err(MergeError::NoRuns));
+    let mut runs = repeated(0..2, |_| {});
+    runs[1].1.plan.text = true;
+    let Err(MergeError::Differ { first, other, difference }) = merge::merge(runs) else {
+        panic!("they differ")
+    };
+    assert_eq!((text(&first), text(&other), difference.what), ("run-0", "run-1", "text or binary"));
 }
 
 #[test]
@@ -259,6 +298,12 @@ fn too_few_different_or_limited_runs_are_not_compared() {
         message.contains("run-4 is GENERATOR-LIMITED") && message.contains("--accept-limited"),
         "{message}"
     );
+    let Err(CompareError::Limited { run, verdict, .. }) = compare::compare(&base, &limited, false) else {
+        panic!("{message}")
+    };
+    assert_eq!((text(&run), verdict), ("run-4", VerdictKind::GeneratorLimited));
+    let few = compare::compare(&base, &limited[..2], true).map(|_| ());
+    assert_eq!(few, Err(CompareError::TooFewRuns { base: 3, new: 2 }));
     assert!(compare::compare(&base, &limited, true).is_ok());
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Scenario, scratch, skip};
-use resound_load::result::capacity::{Capacity, Ending, Limit, LimitKind, SearchStep};
-use resound_load::result::model::{Mode, RunResult, VerdictKind};
-use resound_load::result::surface::Cell;
+use resound_load::result::model::{
+    Capacity, Cell, Ending, Limit, LimitKind, Mode, Over, RunResult, SearchStep, VerdictKind,
+};
 use resound_load::result::{report, slo::Slo, store, verdict};
 
 /// A run with something in every panel.
@@ -31,7 +31,7 @@ fn search_steps() -> Vec<SearchStep> {
             let latency = |base: f64| (base / (1.0 - load / 13_000.0)) as u64;
             let latency_ns = [("p50", 9e4), ("p99", 3e5), ("p99.9", 9e5), ("max", 3e6)];
             SearchStep {
-                over: "rate".to_owned(),
+                over: Over::Rate,
                 load,
                 achieved_msgs_per_s: load,
                 latency_ns: latency_ns
@@ -125,7 +125,7 @@ fn surface() -> Vec<Cell> {
         min_octets: 20,
         max_octets: 20,
         capacity: Capacity {
-            over: "rate".to_owned(),
+            over: Over::Rate,
             ending: if told { Ending::Found } else { Ending::Unknown },
             knee: told.then_some(10_000.0),
             knees: if told { vec![10_000.0, 10_500.0] } else { Vec::new() },

@@ -11,10 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use resound::config::Config;
 use resound::server::Server;
-use resound_load::result::capacity::{Ending, LimitKind};
-use resound_load::result::model::RunResult;
+use resound_load::result::model::{Cell, Ending, LimitKind, Purpose, RunResult};
 use resound_load::result::store;
-use resound_load::result::surface::Cell;
 use serde_json::Value;
 use support::{Faults, FaultyServer};
 
@@ -68,7 +66,7 @@ fn a_load_that_is_always_good_ends_the_range_and_the_report_holds_every_step() {
     let capacity = result.capacity.as_ref().unwrap();
     assert_eq!(capacity.knee, Some(400.0));
     assert_eq!((capacity.knees.as_slice(), &capacity.limit), ([400.0, 400.0].as_slice(), &None));
-    assert!(result.search.iter().any(|step| step.purpose == "confirm" && step.knee));
+    assert!(result.search.iter().any(|step| step.purpose == Some(Purpose::Confirm) && step.knee));
     assert!(result.search.iter().all(|step| step.seen.server_cpu_percent.is_some()));
     let report = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(report.contains("Capacity over rate") && report.contains("Steps of the search"));

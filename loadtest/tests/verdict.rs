@@ -4,8 +4,9 @@ mod common;
 
 use common::Scenario;
 use resound_load::result::model::{
-    Load, Mode, RunResult, SloOutcome, ThreadUse, VerdictKind, Weight, in_flight_growth,
+    FindingKind, Load, Mode, RunResult, SloOutcome, ThreadUse, VerdictKind, Weight,
 };
+use resound_load::result::rates::in_flight_growth;
 use resound_load::result::recorder::{ErrorKind, LATENCY_MAX_NS, Metric, Recorder};
 use resound_load::result::slo::Slo;
 use resound_load::result::verdict;
@@ -223,7 +224,8 @@ fn the_environment_weighs_more_than_the_generator_and_both_more_than_an_objectiv
     result.totals.errors.add(ErrorKind::DescriptorsExhausted, 1);
     let environment = judged(result, &["p99<1us"]);
     assert_verdict(&environment, VerdictKind::EnvironmentLimited, &["EMFILE"]);
-    let kinds: Vec<VerdictKind> = environment.verdict.findings.iter().map(|finding| finding.kind).collect();
+    let kinds: Vec<VerdictKind> =
+        environment.verdict.findings.iter().map(|finding| finding.verdict).collect();
     assert_eq!(kinds, [VerdictKind::EnvironmentLimited, VerdictKind::GeneratorLimited, VerdictKind::SloMiss]);
 }
 
@@ -295,6 +297,88 @@ fn saturated_values_and_an_early_end_are_told() {
     result.interrupted = true;
     result.histograms.get_mut(&Metric::Response).expect("an echo run").record(LATENCY_MAX_NS * 2);
     let told = judged(result, &[]);
-    assert!(notes(&told).iter().any(|note| note.contains("1 values of response latency were above 60 s")));
+    assert!(notes(&told).iter().any(|note| note.contains("1 value of response latency above 60 s")));
     assert!(notes(&told).iter().any(|note| note.contains("ended early")));
+}
+
+/// A run with what makes a finding of this kind, and an objective that has to do with it.
+fn with_a(kind: FindingKind) -> (RunResult, &'static str) {
+    let mut result = good();
+    let error = match kind {
+        FindingKind::SourcePortsExhausted => Some(ErrorKind::AddressNotAvailable),
+        FindingKind::DescriptorsExhausted => Some(ErrorKind::DescriptorsExhausted),
+        FindingKind::KernelMemoryExhausted => Some(ErrorKind::KernelMemory),
+        _ => None,
+    };
+    error.into_iter().for_each(|error| result.totals.errors.count(error));
+    match kind {
+        FindingKind::KernelEvent => {
+            result.kernel.counters_after.insert("TcpExt.TCPAbortOnMemory".to_owned(), 1);
+        }
+        FindingKind::MachineStalled => {
+            result.histograms.insert(Metric::Hiccup, recorder([(300_000, 5_900), (30_000_000, 100)]));
+        }
+        FindingKind::LoadThreadBusy => result.generator_threads[1].cpu_percent = 96.0,
+        FindingKind::ScheduleLag => {
+            result.histograms.insert(Metric::Lag, recorder([(5_000, 23_000), (200_000, 1_000)]));
+        }
+        FindingKind::ScheduleNotSent => result.totals.sent = result.totals.scheduled / 2,
+        FindingKind::ServerFellBehind => result.rates.received_msgs_per_s = 3_500.0,
+        FindingKind::ConnectionsMissing => result.plan.connections = 1_000,
+        FindingKind::ClosedLoop => {
+            result.plan.load = Load::Closed { in_flight: 16 };
+            result.rates.offered_msgs_per_s = None;
+        }
+        FindingKind::EndedEarly => result.interrupted = true,
+        FindingKind::ValuesSaturated => {
+            result.histograms.get_mut(&Metric::Response).expect("an echo run").record(LATENCY_MAX_NS * 2);
+        }
+        _ => {}
+    }
+    let slo = match kind {
+        FindingKind::ObjectiveMissed => "p99<1us",
+        FindingKind::ObjectiveUndecided => "p99.999<1s",
+        _ => "p50<1s",
+    };
+    (result, slo)
+}
+
+#[test]
+fn every_kind_of_finding_is_found_and_only_where_its_cause_is() {
+    for kind in FindingKind::ALL {
+        let (result, slo) = with_a(kind);
+        let judged = judged(result, &[slo]);
+        let kinds: Vec<FindingKind> = judged.verdict.findings.iter().map(|finding| finding.kind).collect();
+        assert_eq!(kinds, [kind], "{:#?}", judged.verdict);
+        let found = &judged.verdict.findings[0];
+        assert_eq!(found.counter.is_some(), kind == FindingKind::KernelEvent, "{found:?}");
+        assert_eq!(found.objective.as_deref(), kind.is_about_an_objective().then_some(slo), "{found:?}");
+        // What decides is the verdict, and what is only worth knowing leaves it VALID.
+        assert_eq!(judged.verdict.kind, found.verdict);
+        assert_eq!(found.decides(), found.verdict != VerdictKind::Valid);
+    }
+}
+
+#[test]
+fn what_was_also_noticed_does_not_hang_on_sentences() {
+    let mut result = good();
+    result.generator_threads[1].cpu_percent = 96.0;
+    result.interrupted = true;
+    result.totals.errors.count(ErrorKind::DescriptorsExhausted);
+    let mut judged = judged(result, &["p99<1us", "p99.999<1s"]);
+    // As if all sentences were the same.
+    let text = judged.verdict.cause.clone();
+    judged.verdict.findings.iter_mut().for_each(|finding| finding.cause.clone_from(&text));
+    assert_eq!(judged.verdict.decisive().map(|found| found.kind), Some(FindingKind::DescriptorsExhausted));
+    let others: Vec<FindingKind> = judged.verdict.also_noticed().map(|finding| finding.kind).collect();
+    assert_eq!(others, [FindingKind::LoadThreadBusy, FindingKind::EndedEarly]);
+}
+
+#[test]
+fn a_run_without_a_deciding_finding_has_notes_only() {
+    let mut result = good();
+    result.interrupted = true;
+    let judged = judged(result, &[]);
+    assert_eq!((judged.verdict.kind, judged.verdict.decisive()), (VerdictKind::Valid, None));
+    assert_eq!(judged.verdict.also_noticed().count(), 1);
 }

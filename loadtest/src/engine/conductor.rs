@@ -10,19 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::{Mode, RunArgs};
 use super::control::NOT_YET;
+use super::error::{Before, RunError};
 use super::hiccup::HiccupMeter;
+use super::host;
 use super::kernel::{Process, ProcessUse, Snapshot};
 use super::live::Live;
 use super::probe::Found;
 use super::publications::{Gathering, Seen};
 use super::worker::{self, Report, Shared};
-use super::{host, socket};
 use crate::result::collector::Collector;
 use crate::result::model::{
     KernelEvidence, Manifest, Phase, Plan as PlanModel, RunResult, Sample, ServerInfo, ThreadUse,
@@ -37,9 +38,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// Runs the load, and collects its result.
 ///
 /// # Errors
-/// One sentence, if nothing could be measured.
-pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> anyhow::Result<RunResult> {
-    let signals = Signals::catch()?;
+/// Nothing could be measured, and why.
+pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> Result<RunResult, RunError> {
+    let signals = Signals::catch().map_err(RunError::System)?;
     let (reports_sender, reports) = channel();
     let began_ns = shared.clock.now_ns();
     let mut threads = Vec::new();
@@ -58,15 +59,15 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
             }
             worker::run(shared, index, began_ns, &reports, receiver);
         });
-        threads.push(thread.context("no thread for the load")?);
+        threads.push(thread.context("no thread for the load").map_err(RunError::System)?);
         recycled.push(sender);
     }
     drop(reports_sender);
     let conductor = Conductor {
         model: shared.plan.model(args),
         live: Live::new(args.quiet, Duration::from_nanos(shared.plan.warmup_ns + shared.plan.duration_ns)),
-        watch: Watch::new(args.server_pid)?,
-        hiccup: HiccupMeter::start().context("no thread for the hiccup meter")?,
+        watch: Watch::new(args.server_pid).map_err(RunError::Flags)?,
+        hiccup: HiccupMeter::start().context("no thread for the hiccup meter").map_err(RunError::System)?,
         collector: Collector::new(threads.len()),
         inbox: threads.iter().map(|_| VecDeque::new()).collect(),
         done: vec![false; threads.len()],
@@ -84,7 +85,7 @@ pub(super) fn conduct(args: &RunArgs, shared: &Arc<Shared>, found: Found) -> any
     let outcome = conductor.conduct(&reports, &signals);
     for thread in threads {
         if thread.join().is_err() {
-            bail!("a load thread panicked; what it measured is lost");
+            return Err(RunError::LoadThread("a load thread panicked; what it measured is lost".to_owned()));
         }
     }
     let (mut result, manifest) = outcome?;
@@ -165,7 +166,7 @@ struct Conductor {
     /// The end of the last interval, in ns.
     closed_ns: u64,
     interrupted: bool,
-    failure: Option<String>,
+    failure: Option<RunError>,
     recycled: Vec<Sender<Box<Slice>>>,
 }
 
@@ -174,7 +175,7 @@ impl Conductor {
         mut self,
         reports: &Receiver<Report>,
         signals: &Signals,
-    ) -> anyhow::Result<(RunResult, Manifest)> {
+    ) -> Result<(RunResult, Manifest), RunError> {
         let mut asked = false;
         loop {
             match reports.recv_timeout(LOOK_UP) {
@@ -211,7 +212,7 @@ impl Conductor {
             Report::Done { thread } => self.done[thread as usize] = true,
             Report::Failed { thread, reason } => {
                 self.done[thread as usize] = true;
-                self.failure.get_or_insert(reason);
+                self.failure.get_or_insert(RunError::LoadThread(reason));
                 self.end_early();
             }
         }
@@ -222,13 +223,13 @@ impl Conductor {
         let plan = &self.shared.plan;
         let failed = if plan.mode == Mode::Connect { 0 } else { plan.connections - self.open_count };
         if failed > 0 {
-            let why = first_failure(&self.shared);
-            let what = format!("{failed} of {} connections failed; the first: {why}", plan.connections);
+            let first = self.shared.control.first_failure();
+            let error = RunError::Connections { failed, wanted: plan.connections, first };
             if self.open_count == 0 {
-                self.failure = Some(what);
+                self.failure = Some(error);
                 return self.end_early();
             }
-            self.live.say(&what);
+            self.live.say(&error.to_string());
         }
         let start_ns = self.shared.clock.now_ns() + LEAD_NS;
         let end_ns = start_ns.saturating_add(plan.warmup_ns).saturating_add(plan.duration_ns);
@@ -296,8 +297,11 @@ impl Conductor {
         }
         let all_gone = interval.connections_open == 0 && self.shared.plan.mode != Mode::Connect;
         if all_gone && matches!(phase, Phase::Warmup | Phase::Measure) && !self.interrupted {
-            let why = first_failure(&self.shared);
-            self.live.say(&format!("ending: no connection is left; the first to fail: {why}"));
+            let error = RunError::NoConnectionLeft { first: self.shared.control.first_failure() };
+            self.live.say(&format!("ending: {error}"));
+            if phase == Phase::Warmup {
+                self.failure.get_or_insert(error);
+            }
             self.end_early();
         }
         self.closed_ns = until_ns;
@@ -318,22 +322,22 @@ impl Conductor {
         }
     }
 
-    fn finish(self) -> anyhow::Result<(RunResult, Manifest)> {
+    fn finish(self) -> Result<(RunResult, Manifest), RunError> {
         self.hiccup.stop();
         if let Some(failure) = self.failure {
-            bail!("{failure}");
+            return Err(failure);
         }
         if self.done.iter().any(|done| !done) {
-            bail!("a load thread ended without its report");
+            return Err(RunError::LoadThread("a load thread ended without its report".to_owned()));
         }
         let control = &self.shared.control;
         let start_ns = control.start_ns();
         if start_ns == NOT_YET {
-            bail!("ended before the load started");
+            return Err(RunError::EndedEarly(Before::Load));
         }
         let measure_ns = start_ns.saturating_add(self.shared.plan.warmup_ns);
         if control.end_ns() <= measure_ns {
-            bail!("ended before the measured part started");
+            return Err(RunError::EndedEarly(Before::MeasuredPart));
         }
         let measured_ns = control.end_ns() - measure_ns;
         let mut collected = self.collector.finish();
@@ -350,11 +354,10 @@ impl Conductor {
             server: self.watch.server_info(),
             ..Manifest::default()
         };
-        let mut result = RunResult::new(
+        let mut result = collected.into_result(
             Manifest::default(),
             self.model,
             measured_ns as f64 / 1e9,
-            collected,
             threads.collect(),
             self.watch.evidence(),
         );
@@ -431,12 +434,4 @@ impl Watch {
             levels_after: self.after.levels,
         }
     }
-}
-
-/// The first failure with what to look at, in one line.
-fn first_failure(shared: &Shared) -> String {
-    shared.control.first_failure().map_or_else(String::new, |(kind, what)| match socket::hint(kind) {
-        "" => what,
-        hint => format!("{what}; {hint}"),
-    })
 }

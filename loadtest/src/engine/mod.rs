@@ -17,6 +17,7 @@ mod clock;
 mod conductor;
 mod connection;
 mod control;
+mod error;
 mod hiccup;
 mod host;
 mod integrity;
@@ -40,7 +41,8 @@ mod worker;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::bail;
+pub use self::error::{Before, RunError};
+pub use self::preflight::{Shortage, ShortageKind};
 
 use self::clock::Clock;
 use self::control::Control;
@@ -50,33 +52,33 @@ use self::upgrade::Upgrade;
 use self::worker::Shared;
 use crate::result::model::RunResult;
 
-/// Whether the flags can be meant; says nothing about what this machine can do.
+/// Whether the flags make sense; says nothing about what this machine can do.
 ///
 /// # Errors
-/// One sentence about the flag that cannot be meant.
-pub fn check(args: &args::RunArgs) -> anyhow::Result<()> {
-    Plan::new(args).map(drop)
+/// [`RunError::Flags`]: the flag that makes no sense, and why.
+pub fn check(args: &args::RunArgs) -> Result<(), RunError> {
+    Plan::new(args).map(drop).map_err(RunError::Flags)
 }
 
 /// Drives the server as the flags say. The result is not judged yet (no `slos`, no `verdict`).
 ///
 /// # Errors
-/// One sentence that says why nothing could be measured (bad URL, no server, an impossible plan).
-pub fn run(args: &args::RunArgs) -> anyhow::Result<RunResult> {
-    let plan = Plan::new(args)?;
+/// Why nothing could be measured: bad flags, no server, an impossible plan.
+pub fn run(args: &args::RunArgs) -> Result<RunResult, RunError> {
+    let plan = Plan::new(args).map_err(RunError::Flags)?;
     let limits = Limits::of_this_machine(Path::new("/proc"));
     let wanted = plan.wanted();
-    let reasons = preflight::check(&wanted, &limits);
-    if !reasons.is_empty() {
-        bail!("this run is impossible here. {}", reasons.join(". Also "));
+    let shortages = preflight::check(&wanted, &limits);
+    if !shortages.is_empty() {
+        return Err(RunError::Impossible(shortages));
     }
     preflight::raise_nofile(&limits, preflight::descriptors_needed(&wanted));
     let shared = Arc::new(Shared {
         clock: Clock::start(),
         control: Control::new(plan.threads, plan.publishers),
-        upgrade: Upgrade::new(&plan.target, args)?,
+        upgrade: Upgrade::new(&plan.target, args).map_err(RunError::Flags)?,
         plan,
     });
-    let found = probe::probe(&shared)?;
+    let found = probe::probe(&shared).map_err(RunError::Server)?;
     conductor::conduct(args, &shared, found)
 }

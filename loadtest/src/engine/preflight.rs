@@ -1,8 +1,9 @@
 //! Can this run be done at all? Connections against descriptors, source ports and memory, before the first
-//! socket is made. A refusal shows the arithmetic and the fix.
+//! socket is made. A refusal shows the arithmetic and the cure.
 //!
 //! Start at [`check`]. It looks at numbers only; [`Limits::of_this_machine`] gathers them.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -74,6 +75,48 @@ impl Limits {
     }
 }
 
+/// What a machine has too little of for a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShortageKind {
+    /// Open descriptors.
+    Descriptors,
+    /// Source ports for the connections held at a time.
+    SourcePorts,
+    /// Source ports beside those that TIME_WAIT keeps.
+    TimeWait,
+    /// Memory.
+    Memory,
+}
+
+impl ShortageKind {
+    /// As printed.
+    pub fn title(self) -> &'static str {
+        match self {
+            ShortageKind::Descriptors => "descriptors",
+            ShortageKind::SourcePorts => "source ports",
+            ShortageKind::TimeWait => "TIME_WAIT",
+            ShortageKind::Memory => "memory",
+        }
+    }
+}
+
+/// Why a run cannot be done on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// What there is too little of.
+    pub kind: ShortageKind,
+    /// What is needed, and what there is.
+    pub arithmetic: String,
+    /// What to do about it.
+    pub cure: String,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}. {}", self.kind.title(), self.arithmetic, self.cure)
+    }
+}
+
 /// Raises the soft limit of open descriptors as far as this run needs, and returns the limit now in force.
 pub(super) fn raise_nofile(limits: &Limits, needed: u64) -> u64 {
     let wanted = needed.min(limits.nofile_hard);
@@ -88,15 +131,15 @@ pub(super) fn descriptors_needed(wanted: &Wanted) -> u64 {
     wanted.connections + 4 * wanted.threads + DESCRIPTORS_BESIDE
 }
 
-/// Why the run cannot be done, one entry for each reason: arithmetic first, then the fix. Empty if it can.
-pub(super) fn check(wanted: &Wanted, limits: &Limits) -> Vec<String> {
+/// Why the run cannot be done, one entry for each reason. Empty if it can.
+pub(super) fn check(wanted: &Wanted, limits: &Limits) -> Vec<Shortage> {
     [descriptors(wanted, limits), ports(wanted, limits), time_wait(wanted, limits), memory(wanted, limits)]
         .into_iter()
         .flatten()
         .collect()
 }
 
-fn descriptors(wanted: &Wanted, limits: &Limits) -> Option<String> {
+fn descriptors(wanted: &Wanted, limits: &Limits) -> Option<Shortage> {
     let needed = descriptors_needed(wanted);
     if needed <= limits.nofile_hard {
         return None;
@@ -104,38 +147,46 @@ fn descriptors(wanted: &Wanted, limits: &Limits) -> Option<String> {
     let beside = needed - wanted.connections;
     let each = limits.nofile_hard.saturating_sub(beside).max(1);
     let processes = wanted.connections.div_ceil(each);
-    Some(format!(
-        "descriptors: {} connections + {beside} others = {needed}, but the hard limit is {} (ulimit -Hn). \
-         Raise it (as root: ulimit -Hn {needed}; under systemd: LimitNOFILE={needed}), or run {processes} \
-         processes with -c {} each and `resound-load merge` their results",
-        wanted.connections,
-        limits.nofile_hard,
-        wanted.connections.div_ceil(processes)
-    ))
+    Some(Shortage {
+        kind: ShortageKind::Descriptors,
+        arithmetic: format!(
+            "{} connections + {beside} others = {needed}, but the hard limit is {} (ulimit -Hn)",
+            wanted.connections, limits.nofile_hard
+        ),
+        cure: format!(
+            "Raise it (as root: ulimit -Hn {needed}; under systemd: LimitNOFILE={needed}), or run {processes} \
+             processes with -c {} each and `resound-load merge` their results",
+            wanted.connections.div_ceil(processes)
+        ),
+    })
 }
 
-fn ports(wanted: &Wanted, limits: &Limits) -> Option<String> {
+fn ports(wanted: &Wanted, limits: &Limits) -> Option<Shortage> {
     let each = limits.ports_count();
     let reachable = wanted.sources.saturating_mul(each);
     if wanted.connections <= reachable {
         return None;
     }
     let addresses = wanted.connections.div_ceil(each.max(1));
-    let fix = if wanted.loopback {
+    let more = if wanted.loopback {
         format!("--source {}", loopback_range(addresses))
     } else {
         format!("--source with {addresses} addresses of this machine")
     };
-    Some(format!(
-        "source ports: {} address{} x {each} ports ({}-{} of ip_local_port_range, {} reserved) = {reachable} \
-         connections to one server address, but {} are wanted. Use {fix}, or a wider net.ipv4.ip_local_port_range",
-        wanted.sources,
-        if wanted.sources == 1 { "" } else { "es" },
-        limits.ports.start(),
-        limits.ports.end(),
-        limits.ports_reserved,
-        wanted.connections
-    ))
+    Some(Shortage {
+        kind: ShortageKind::SourcePorts,
+        arithmetic: format!(
+            "{} address{} x {each} ports ({}-{} of ip_local_port_range, {} reserved) = {reachable} connections to \
+             one server address, but {} are wanted",
+            wanted.sources,
+            if wanted.sources == 1 { "" } else { "es" },
+            limits.ports.start(),
+            limits.ports.end(),
+            limits.ports_reserved,
+            wanted.connections
+        ),
+        cure: format!("Use {more}, or a wider net.ipv4.ip_local_port_range"),
+    })
 }
 
 /// The first `count` addresses from 127.0.0.1 on, as a flag's value.
@@ -144,7 +195,7 @@ fn loopback_range(count: u64) -> String {
     format!("127.0.0.1-{last}")
 }
 
-fn time_wait(wanted: &Wanted, limits: &Limits) -> Option<String> {
+fn time_wait(wanted: &Wanted, limits: &Limits) -> Option<Shortage> {
     let reused = limits.tw_reuse == 1 || (limits.tw_reuse == 2 && wanted.loopback);
     if reused || wanted.closed_first_per_s == 0.0 {
         return None;
@@ -154,15 +205,20 @@ fn time_wait(wanted: &Wanted, limits: &Limits) -> Option<String> {
     if wanted.connections.saturating_add(held) <= reachable {
         return None;
     }
-    Some(format!(
-        "TIME_WAIT: {} connects/s closed by this side first x {TIME_WAIT_S} s = {held} ports held, + {} open, but \
-         there are {reachable} ports. Set net.ipv4.tcp_tw_reuse=1 here, add --source addresses, or let the \
-         server close first (--close-first server)",
-        wanted.closed_first_per_s, wanted.connections
-    ))
+    Some(Shortage {
+        kind: ShortageKind::TimeWait,
+        arithmetic: format!(
+            "{} connects/s closed by this side first x {TIME_WAIT_S} s = {held} ports held, + {} open, but there \
+             are {reachable} ports",
+            wanted.closed_first_per_s, wanted.connections
+        ),
+        cure: "Set net.ipv4.tcp_tw_reuse=1 here, add --source addresses, or let the server close first \
+               (--close-first server)"
+            .to_owned(),
+    })
 }
 
-fn memory(wanted: &Wanted, limits: &Limits) -> Option<String> {
+fn memory(wanted: &Wanted, limits: &Limits) -> Option<Shortage> {
     let ends = if wanted.loopback { 2 } else { 1 };
     let kernel = wanted.connections * ends * SOCKET_KERNEL_OCTETS;
     let own = wanted.connections * CONNECTION_OCTETS + wanted.threads * (THREAD_OCTETS + 4 * wanted.size_max);
@@ -171,15 +227,19 @@ fn memory(wanted: &Wanted, limits: &Limits) -> Option<String> {
         return None;
     }
     let mib = |octets: u64| octets >> 20;
-    Some(format!(
-        "memory: {} connections x {ends} socket end{} x {SOCKET_KERNEL_OCTETS} octets + {} MiB of our own = {} MiB \
-         at least, but {} MiB are available. Fewer connections, or several machines and `resound-load merge`",
-        wanted.connections,
-        if ends == 1 { "" } else { "s" },
-        mib(own),
-        mib(needed),
-        mib(limits.memory_available_octets)
-    ))
+    Some(Shortage {
+        kind: ShortageKind::Memory,
+        arithmetic: format!(
+            "{} connections x {ends} socket end{} x {SOCKET_KERNEL_OCTETS} octets + {} MiB of our own = {} MiB at \
+             least, but {} MiB are available",
+            wanted.connections,
+            if ends == 1 { "" } else { "s" },
+            mib(own),
+            mib(needed),
+            mib(limits.memory_available_octets)
+        ),
+        cure: "Hold fewer connections, or use several machines and `resound-load merge`".to_owned(),
+    })
 }
 
 fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
@@ -235,29 +295,33 @@ mod tests {
         }
     }
 
-    fn only(reasons: Vec<String>) -> String {
-        assert_eq!(reasons.len(), 1, "{reasons:?}");
-        reasons.into_iter().next().unwrap()
+    /// The text of the only shortage there is, of this kind.
+    fn only(shortages: &[Shortage], kind: ShortageKind) -> String {
+        let [shortage] = shortages else { panic!("{shortages:?}") };
+        assert_eq!(shortage.kind, kind);
+        assert!(!shortage.arithmetic.contains(&shortage.cure) && !shortage.cure.is_empty(), "{shortage}");
+        shortage.to_string()
     }
 
     #[test]
     fn a_modest_run_is_possible() {
-        assert_eq!(check(&wanted(1000), &limits()), Vec::<String>::new());
-        assert_eq!(check(&wanted(28232), &limits()), Vec::<String>::new());
+        assert_eq!(check(&wanted(1000), &limits()), []);
+        assert_eq!(check(&wanted(28232), &limits()), []);
     }
 
     #[test]
     fn more_connections_than_ports_need_more_addresses() {
-        let reason = only(check(&wanted(50_000), &limits()));
+        let reason = only(&check(&wanted(50_000), &limits()), ShortageKind::SourcePorts);
         assert!(reason.contains("1 address x 28232 ports"), "{reason}");
         assert!(reason.contains("--source 127.0.0.1-127.0.0.2"), "{reason}");
-        assert_eq!(check(&Wanted { sources: 2, ..wanted(50_000) }, &limits()), Vec::<String>::new());
+        assert_eq!(check(&Wanted { sources: 2, ..wanted(50_000) }, &limits()), []);
     }
 
     #[test]
     fn more_connections_than_descriptors_need_several_processes() {
         let limits = Limits { nofile_hard: 20_000, ..limits() };
-        let reason = only(check(&Wanted { sources: 3, ..wanted(50_000) }, &limits));
+        let reason =
+            only(&check(&Wanted { sources: 3, ..wanted(50_000) }, &limits), ShortageKind::Descriptors);
         assert!(reason.contains("50000 connections + 72 others = 50072"), "{reason}");
         assert!(reason.contains("run 3 processes with -c 16667 each"), "{reason}");
     }
@@ -265,18 +329,18 @@ mod tests {
     #[test]
     fn ports_in_time_wait_are_counted_where_they_cannot_be_reused() {
         let churning = Wanted { closed_first_per_s: 1000.0, duration_s: 60.0, ..wanted(10) };
-        assert_eq!(check(&churning, &limits()), Vec::<String>::new());
+        assert_eq!(check(&churning, &limits()), []);
         let remote = Wanted { loopback: false, ..churning };
-        let reason = only(check(&remote, &limits()));
+        let reason = only(&check(&remote, &limits()), ShortageKind::TimeWait);
         assert!(reason.contains("= 60000 ports held"), "{reason}");
-        assert_eq!(check(&remote, &Limits { tw_reuse: 1, ..limits() }), Vec::<String>::new());
-        assert_eq!(check(&Wanted { duration_s: 5.0, ..remote }, &limits()), Vec::<String>::new());
+        assert_eq!(check(&remote, &Limits { tw_reuse: 1, ..limits() }), []);
+        assert_eq!(check(&Wanted { duration_s: 5.0, ..remote }, &limits()), []);
     }
 
     #[test]
     fn connections_that_do_not_fit_into_memory_are_refused() {
         let limits = Limits { memory_available_octets: 1 << 30, ..limits() };
-        let reason = only(check(&Wanted { sources: 40, ..wanted(200_000) }, &limits));
+        let reason = only(&check(&Wanted { sources: 40, ..wanted(200_000) }, &limits), ShortageKind::Memory);
         assert!(reason.starts_with("memory: 200000 connections x 2 socket ends"), "{reason}");
     }
 

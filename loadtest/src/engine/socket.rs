@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::result::kernel_events;
 use crate::result::recorder::ErrorKind;
 
 /// Begins to connect to `address`, from `source` if one is given.
@@ -45,16 +46,11 @@ pub(super) fn error_kind(error: &io::Error) -> ErrorKind {
     }
 }
 
-/// What to look at when an error of this kind comes up; empty if the error says it all.
+/// What to look at or to do when an error of this kind comes up; empty if the error says it all.
 pub(super) fn hint(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::ConnectRefused => "is the server running, and is this its port?",
         ErrorKind::ConnectTimeout => "is a firewall in between, or is the accept queue full?",
-        ErrorKind::AddressNotAvailable => {
-            "no free source port, or not an address of this machine: see --source and net.ipv4.ip_local_port_range"
-        }
-        ErrorKind::DescriptorsExhausted => "raise the limit of open descriptors (ulimit -n)",
-        ErrorKind::KernelMemory => "see net.ipv4.tcp_mem and /proc/net/sockstat",
-        _ => "",
+        kind => kernel_events::of_error(kind).map_or("", |event| event.cure),
     }
 }

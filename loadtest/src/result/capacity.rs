@@ -5,78 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
-use super::model::{Mode, Phase, RunResult, VerdictKind};
-use super::recorder::ErrorKind;
-use super::units;
-use super::usl::Fit;
+use super::model::{
+    Capacity, Ending, Finding, FindingKind, Limit, LimitKind, Mode, Over, RunResult, SearchStep, Seen,
+};
+use super::{kernel_events, rates, units};
 
 /// A server whose busy threads use more than this share of their cores has no CPU left, percent.
 pub const SERVER_BUSY_PERCENT: f64 = 90.0;
 /// A machine busier than this has no CPU left, whoever uses it, percent.
 pub const MACHINE_BUSY_PERCENT: f64 = 95.0;
-
-/// One step of a search over load.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct SearchStep {
-    /// What was varied: `rate`, `connections`, `subscribers` or `in-flight`.
-    pub over: String,
-    /// Its value in this step (messages/s, or a count).
-    pub load: f64,
-    /// What was achieved, messages/s.
-    pub achieved_msgs_per_s: f64,
-    /// Exact percentiles of the headline metric, ns, by name (`p50`, `p99`, `p99.9`, `max`).
-    pub latency_ns: BTreeMap<String, u64>,
-    /// This step's verdict.
-    pub verdict: VerdictKind,
-    /// Why, in a sentence.
-    pub cause: String,
-    /// Whether every objective was met: the verdict is VALID, or it is for lateness that was met in spite of.
-    #[serde(default)]
-    pub good: bool,
-    /// Whether it is the highest load found to be good.
-    #[serde(default)]
-    pub knee: bool,
-    /// What it was for: `grow`, `bisect`, `confirm` or `sweep`.
-    #[serde(default)]
-    pub purpose: String,
-    /// The repetition it belongs to, from 1.
-    #[serde(default)]
-    pub round: u32,
-    /// Measured part, s.
-    #[serde(default)]
-    pub measured_s: f64,
-    /// How long it was waited before it for TIME_WAIT and queues to drain, s.
-    #[serde(default)]
-    pub cooldown_s: f64,
-    /// Connections held.
-    #[serde(default)]
-    pub connections: u64,
-    /// What was seen of the machine in its measured part.
-    #[serde(default)]
-    pub seen: Seen,
-    /// What stopped it, where something did.
-    #[serde(default)]
-    pub limit: Option<Limit>,
-}
-
-/// The machine in the measured part of a step.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Seen {
-    /// CPU of the server's process, percent of one core.
-    pub server_cpu_percent: Option<f64>,
-    /// Threads of the server that did work: at least a fifth of what its busiest did.
-    pub server_busy_threads: Option<u32>,
-    /// CPU of the machine, whoever used it (or was given it by the hypervisor), percent of all its cores.
-    pub machine_cpu_percent: Option<f64>,
-    /// Resident memory of the server at its highest, octets.
-    pub server_rss_octets: Option<u64>,
-    /// The kernel's slabs of sockets, their inodes, files and epoll entries at their highest, octets; both ends of a
-    /// connection when the server is on this machine.
-    pub socket_slab_octets: Option<u64>,
-}
 
 impl Seen {
     /// How much of the cores that the server's busy threads could use was used, percent.
@@ -86,181 +23,53 @@ impl Seen {
     }
 }
 
-/// What stops a load from being higher.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LimitKind {
-    /// The server's threads have no CPU left.
-    ServerCpu,
-    /// All CPUs of the machine are in use, not by the server alone.
-    MachineCpu,
-    /// The machine stalled, or lost segments: neither is the server's doing.
-    Machine,
-    /// The load generator.
-    Generator,
-    /// A queue of the kernel was full.
-    KernelQueue,
-    /// Open descriptors.
-    Descriptors,
-    /// Kernel memory.
-    Memory,
-    /// Source ports.
-    Ports,
-    /// An objective was missed, and no resource was seen at its end.
-    Objective,
-}
-
-impl LimitKind {
-    /// As printed.
-    pub fn title(self) -> &'static str {
-        match self {
-            LimitKind::ServerCpu => "server CPU",
-            LimitKind::MachineCpu => "the machine's CPUs",
-            LimitKind::Machine => "stalls or loss",
-            LimitKind::Generator => "the generator",
-            LimitKind::KernelQueue => "a kernel queue",
-            LimitKind::Descriptors => "descriptors",
-            LimitKind::Memory => "memory",
-            LimitKind::Ports => "source ports",
-            LimitKind::Objective => "the objective itself",
+/// The kind of limit that a finding is about; an objective's may turn out to be a resource of the server.
+pub fn limit_kind(finding: &Finding) -> LimitKind {
+    match finding.kind {
+        FindingKind::SourcePortsExhausted
+        | FindingKind::DescriptorsExhausted
+        | FindingKind::KernelMemoryExhausted
+        | FindingKind::KernelEvent => {
+            kernel_events::of_finding(finding).map_or(LimitKind::Machine, |event| event.limit)
         }
+        FindingKind::MachineStalled => LimitKind::Machine,
+        FindingKind::LoadThreadBusy | FindingKind::ScheduleLag | FindingKind::ScheduleNotSent => {
+            LimitKind::Generator
+        }
+        FindingKind::ServerFellBehind
+        | FindingKind::ConnectionsMissing
+        | FindingKind::ObjectiveMissed
+        | FindingKind::ObjectiveUndecided
+        | FindingKind::ClosedLoop
+        | FindingKind::EndedEarly
+        | FindingKind::ValuesSaturated
+        | FindingKind::Unknown => LimitKind::Objective,
     }
-
-    /// Whether it says something about the server and the limits it runs under; otherwise what is above is unknown.
-    pub fn is_of_the_server(self) -> bool {
-        !matches!(self, LimitKind::Generator | LimitKind::Machine)
-    }
 }
-
-/// What stopped a step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Limit {
-    /// Of which kind.
-    pub kind: LimitKind,
-    /// The evidence, in a sentence with numbers.
-    pub cause: String,
-    /// What to do about it.
-    pub cure: String,
-    /// The kernel's counter that moved, for a kernel queue.
-    #[serde(default)]
-    pub counter: Option<String>,
-}
-
-/// How a search ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ending {
-    /// The knee was found and confirmed.
-    Found,
-    /// Even the highest load allowed was good.
-    EndOfRange,
-    /// Even the lowest load was bad.
-    NeverGood,
-    /// The generator or the machine was the limit; a knee is a lower bound.
-    Unknown,
-    /// No load could be confirmed.
-    Unconfirmed,
-    /// Every level of a sweep was driven.
-    Swept,
-    /// Ended early.
-    Interrupted,
-}
-
-/// What a search came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Capacity {
-    /// What was varied.
-    pub over: String,
-    /// How it ended.
-    pub ending: Ending,
-    /// The confirmed knee; where the search ended before that, the highest load that was good.
-    pub knee: Option<f64>,
-    /// The knee of each repetition.
-    pub knees: Vec<f64>,
-    /// How far the highest of them is above the lowest: 0.05 is 5 %; absent where there is none.
-    #[serde(default)]
-    pub spread_ratio: Option<f64>,
-    /// Asked for: the lowest bad load is at most this share above a knee.
-    pub precision_ratio: f64,
-    /// What stops a higher load.
-    pub limit: Option<Limit>,
-    /// Messages/s for each core that the server used at the knee.
-    pub msgs_per_s_per_server_core: Option<f64>,
-    /// What a connection costs.
-    pub connection: Option<ConnectionCost>,
-    /// The law of closed-loop concurrency.
-    pub law: Option<Fit>,
-    /// Why there is no law.
-    pub law_refused: Option<String>,
-}
-
-/// What a connection costs, from the step with the most connections against no connection at all.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ConnectionCost {
-    /// Connections it was taken from.
-    pub connections: u64,
-    /// The server's own memory, octets a connection.
-    pub server_octets: Option<f64>,
-    /// The kernel's, octets for one end of a connection.
-    pub kernel_octets: Option<f64>,
-}
-
-/// A counter of the kernel, and the knob of scripts/tune.sh that cures it.
-const KNOBS: [(&str, &str); 9] = [
-    ("TcpExt.ListenOverflows", "net.core.somaxconn and listen.backlog (resound --backlog)"),
-    ("TcpExt.ListenDrops", "net.core.somaxconn and listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPReqQFullDrop", "net.ipv4.tcp_max_syn_backlog and listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPReqQFullDoCookies", "listen.backlog (resound --backlog)"),
-    ("TcpExt.TCPTimeWaitOverflow", "net.ipv4.tcp_max_tw_buckets"),
-    ("softnet.dropped", "net.core.netdev_max_backlog"),
-    ("TcpExt.TCPBacklogDrop", "net.ipv4.tcp_rmem"),
-    ("TcpExt.TCPRcvQDrop", "net.ipv4.tcp_rmem and net.ipv4.tcp_mem"),
-    ("TcpExt.TCPAbortOnMemory", "net.ipv4.tcp_mem"),
-];
 
 /// What stopped a judged step; `None` if nothing did.
 pub fn limit(result: &RunResult, seen: &Seen) -> Option<Limit> {
-    let verdict = &result.verdict;
-    let because = |kind, cure: String| Limit { kind, cause: verdict.cause.clone(), cure, counter: None };
-    let with_tune = |knob: &str| {
+    let decisive = result.verdict.decisive()?;
+    let kind = limit_kind(decisive);
+    if kind == LimitKind::Objective {
+        return Some(of_the_server(&decisive.cause, seen));
+    }
+    let knobs = kernel_events::of_finding(decisive).map_or(&[][..], |event| event.knobs);
+    let cure = if knobs.is_empty() {
+        decisive.cure.clone()
+    } else {
         format!(
-            "{}: {knob}, see scripts/tune.sh check --connections {}",
-            verdict.cure, result.plan.connections
+            "{}; scripts/tune.sh check --connections {} shows {}",
+            decisive.cure,
+            result.plan.connections,
+            knobs.join(" and ")
         )
     };
-    match verdict.kind {
-        VerdictKind::Valid => None,
-        VerdictKind::GeneratorLimited => Some(because(LimitKind::Generator, verdict.cure.clone())),
-        VerdictKind::EnvironmentLimited => {
-            let errors = &result.totals.errors;
-            if errors.of(ErrorKind::DescriptorsExhausted) > 0 {
-                return Some(because(LimitKind::Descriptors, with_tune("RLIMIT_NOFILE")));
-            }
-            if errors.of(ErrorKind::AddressNotAvailable) > 0 {
-                return Some(because(LimitKind::Ports, with_tune("net.ipv4.ip_local_port_range")));
-            }
-            if errors.of(ErrorKind::KernelMemory) > 0 {
-                return Some(because(LimitKind::Memory, with_tune("net.ipv4.tcp_mem")));
-            }
-            // A finding about a counter begins with the counter's name.
-            let moved =
-                KNOBS.into_iter().find(|(counter, _)| verdict.cause.starts_with(&format!("{counter} ")));
-            Some(match moved {
-                Some((counter, knob)) => {
-                    let memory = counter == "TcpExt.TCPAbortOnMemory";
-                    let kind = if memory { LimitKind::Memory } else { LimitKind::KernelQueue };
-                    Limit { counter: Some(counter.to_owned()), ..because(kind, with_tune(knob)) }
-                }
-                None => because(LimitKind::Machine, verdict.cure.clone()),
-            })
-        }
-        VerdictKind::SloMiss | VerdictKind::TooFewSamples => Some(of_the_server(result, seen)),
-    }
+    Some(Limit { kind, cause: decisive.cause.clone(), cure, counter: decisive.counter.clone() })
 }
 
 /// An objective was missed by the server: for want of what?
-fn of_the_server(result: &RunResult, seen: &Seen) -> Limit {
-    let missed = &result.verdict.cause;
+fn of_the_server(missed: &str, seen: &Seen) -> Limit {
     let limit = |kind, cause: String, cure: &str| Limit { kind, cause, cure: cure.to_owned(), counter: None };
     let machine = seen.machine_cpu_percent.unwrap_or(0.0);
     let of_machine = match seen.machine_cpu_percent {
@@ -299,7 +108,7 @@ fn of_the_server(result: &RunResult, seen: &Seen) -> Limit {
 impl Capacity {
     /// The load with its unit.
     pub fn load(&self, load: f64) -> String {
-        show_load(&self.over, load)
+        show_load(self.over, load)
     }
 
     /// The answer in a sentence.
@@ -400,28 +209,30 @@ pub fn spread_ratio(knees: &[f64]) -> Option<f64> {
 }
 
 /// A load with its unit.
-pub fn show_load(over: &str, load: f64) -> String {
+pub fn show_load(over: Over, load: f64) -> String {
+    let count = units::count(load.round() as u64);
     match over {
-        "rate" => units::rate(load, "msg"),
-        over => format!(
-            "{} {}",
-            units::count(load.round() as u64),
-            if over == "in-flight" { "in flight" } else { over }
-        ),
+        Over::Rate => units::rate(load, "msg"),
+        Over::Connections => format!("{count} connections"),
+        Over::Subscribers => format!("{count} subscribers"),
+        Over::InFlight => format!("{count} in flight"),
     }
 }
 
 /// A step of a search from its judged result.
-pub fn step(over: &str, load: f64, result: &RunResult, seen: Seen) -> SearchStep {
-    let seen =
-        Seen { server_rss_octets: highest_rss(result), server_cpu_percent: server_cpu(result), ..seen };
+pub fn step(over: Over, load: f64, result: &RunResult, seen: Seen) -> SearchStep {
+    let seen = Seen {
+        server_rss_octets: highest_rss(result),
+        server_cpu_percent: rates::server_cpu_percent(result),
+        ..seen
+    };
     let recorder = result.recorder(result.plan.headline());
     let latency_ns = recorder.map_or_else(BTreeMap::new, |recorder| {
         let known = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
         known.map(|(name, quantile)| (name.to_owned(), recorder.quantile_ns(quantile))).into()
     });
     SearchStep {
-        over: over.to_owned(),
+        over,
         load,
         achieved_msgs_per_s: result.achieved_per_s(),
         latency_ns,
@@ -437,11 +248,4 @@ pub fn step(over: &str, load: f64, result: &RunResult, seen: Seen) -> SearchStep
 
 fn highest_rss(result: &RunResult) -> Option<u64> {
     result.intervals.iter().filter_map(|interval| interval.sample.server_rss_octets).max()
-}
-
-/// The mean over the measured part, percent of a core.
-pub fn server_cpu(result: &RunResult) -> Option<f64> {
-    let measured = result.intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-    let seen: Vec<f64> = measured.filter_map(|interval| interval.sample.server_cpu_percent).collect();
-    (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
 }

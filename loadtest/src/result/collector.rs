@@ -9,7 +9,11 @@
 //! `Metric::Connect`, `Upgrade` and `FirstMessage` are the exception: connections are opened in the ramp, so
 //! their histograms and their connect counts go into the totals from every phase.
 
-use super::model::{Interval, Phase, Recorders, Sample};
+use super::model::{
+    Interval, KernelEvidence, Manifest, Phase, Plan, Recorders, RunResult, SCHEMA, SCHEMA_VERSION, Sample,
+    ThreadUse, Verdict,
+};
+use super::rates;
 use super::recorder::{Counts, Metric, Recorder, Slice};
 use super::sparse::Sparse;
 
@@ -39,6 +43,38 @@ pub struct Collected {
     pub histograms: Recorders,
     /// The timeline.
     pub intervals: Vec<Interval>,
+}
+
+impl Collected {
+    /// The result of a run, not judged yet: `slos` and `verdict` are for [`super::verdict::judge`] to fill in.
+    pub fn into_result(
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        measured_s: f64,
+        generator_threads: Vec<ThreadUse>,
+        kernel: KernelEvidence,
+    ) -> RunResult {
+        RunResult {
+            schema: SCHEMA.to_owned(),
+            schema_version: SCHEMA_VERSION,
+            rates: rates::of(&plan, &self.totals, &self.intervals, measured_s),
+            manifest,
+            plan,
+            measured_s,
+            interrupted: false,
+            totals: self.totals,
+            histograms: self.histograms,
+            intervals: self.intervals,
+            generator_threads,
+            kernel,
+            slos: Vec::new(),
+            verdict: Verdict::default(),
+            search: Vec::new(),
+            capacity: None,
+            surface: Vec::new(),
+        }
+    }
 }
 
 impl Collector {

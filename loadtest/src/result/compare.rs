@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use super::merge::differs;
+use super::merge::{Difference, differs};
 use super::model::{RunResult, VerdictKind};
 use super::units;
 
@@ -129,9 +129,44 @@ impl Change {
 }
 
 /// Why runs cannot be compared.
-#[derive(Debug, thiserror::Error)]
-#[error("these runs cannot be compared: {0}")]
-pub struct CompareError(String);
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompareError {
+    /// Too few repetitions to tell a change from chance.
+    #[error(
+        "these runs cannot be compared: {base} base and {new} new: how much runs differ by chance shows only in \
+         repetitions, so it takes at least {RUNS_MIN} of each (for a picture of two runs: report NEW --baseline BASE)"
+    )]
+    TooFewRuns {
+        /// Base runs.
+        base: usize,
+        /// New runs.
+        new: usize,
+    },
+    /// Two of them are not of the same thing.
+    #[error("these runs cannot be compared: {} and {} differ in {difference}", .first.display(), .other.display())]
+    Differ {
+        /// One of them.
+        first: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What they differ in.
+        difference: Difference,
+    },
+    /// The numbers of one are the generator's or the environment's.
+    #[error(
+        "these runs cannot be compared: {} is {} ({cause}), so its numbers are not the server's: leave it out, or pass \
+         --accept-limited",
+        .run.display(), .verdict.name()
+    )]
+    Limited {
+        /// Which one.
+        run: PathBuf,
+        /// Its verdict.
+        verdict: VerdictKind,
+        /// The cause of that.
+        cause: String,
+    },
+}
 
 /// Compares runs, named for messages; `accept_limited` takes runs whose verdict says the numbers are not the server's.
 ///
@@ -143,29 +178,18 @@ pub fn compare(
     accept_limited: bool,
 ) -> Result<Vec<Change>, CompareError> {
     if base.len() < RUNS_MIN || new.len() < RUNS_MIN {
-        return Err(CompareError(format!(
-            "{} base and {} new: how much runs differ by chance shows only in repetitions, so it takes at least \
-             {RUNS_MIN} of each (for a picture of two runs: report NEW --baseline BASE)",
-            base.len(),
-            new.len()
-        )));
+        return Err(CompareError::TooFewRuns { base: base.len(), new: new.len() });
     }
     let (first_name, first) = &base[0];
     for (name, run) in base.iter().chain(new) {
-        if let Some(what) = differs(&first.plan, &run.plan, false) {
-            return Err(CompareError(format!(
-                "{} and {} differ in {what}",
-                first_name.display(),
-                name.display()
-            )));
+        if let Some(difference) = differs(&first.plan, &run.plan, false) {
+            return Err(CompareError::Differ { first: first_name.clone(), other: name.clone(), difference });
         }
         let limited =
             matches!(run.verdict.kind, VerdictKind::GeneratorLimited | VerdictKind::EnvironmentLimited);
         if limited && !accept_limited {
-            let (name, verdict, cause) = (name.display(), run.verdict.kind.name(), &run.verdict.cause);
-            return Err(CompareError(format!(
-                "{name} is {verdict} ({cause}), so its numbers are not the server's: leave it out, or pass --accept-limited"
-            )));
+            let (verdict, cause) = (run.verdict.kind, run.verdict.cause.clone());
+            return Err(CompareError::Limited { run: name.clone(), verdict, cause });
         }
     }
     Ok(MEASURES.into_iter().filter_map(|measure| change(measure, base, new)).collect())
@@ -265,7 +289,7 @@ impl FromStr for FailIf {
 pub enum Condition {
     /// The change is not beyond the limit, and the interval does not reach there.
     Clear,
-    /// The change is beyond the limit, and it is no chance: its interval leaves out "no change".
+    /// The change is beyond the limit, and not by chance: its interval leaves out "no change".
     Failed,
     /// The runs do not decide it.
     Undecided,

@@ -7,14 +7,53 @@
 use std::path::PathBuf;
 
 use super::collector::Collected;
-use super::model::{Interval, KernelEvidence, Load, Manifest, Plan, Recorders, RunResult, Sample};
+use super::model::{
+    Interval, KernelEvidence, Load, Manifest, Plan, Rates, Recorders, RunResult, Sample, ThreadUse,
+};
 use super::recorder::Counts;
 use super::units::span_s;
 
 /// Why runs cannot be merged.
-#[derive(Debug, thiserror::Error)]
-#[error("these runs cannot be merged: {0}")]
-pub struct MergeError(String);
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum MergeError {
+    /// There is nothing to merge.
+    #[error("these runs cannot be merged: there are none")]
+    NoRuns,
+    /// Two of them are not of the same thing.
+    #[error("these runs cannot be merged: {} and {} differ in {difference}", .first.display(), .other.display())]
+    Differ {
+        /// One of them.
+        first: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What they differ in.
+        difference: Difference,
+    },
+    /// They overlap too little to be one load, and too much to be repetitions.
+    #[error(
+        "these runs cannot be merged: they overlap in time by {} of {}: runs are either one load from several generators \
+         (and overlap by nine tenths at least) or repetitions one after the other",
+        span_s(*.common_s), span_s(*.shortest_s)
+    )]
+    PartOverlap {
+        /// How long all of them ran at once, s.
+        common_s: f64,
+        /// The length of the shortest, s.
+        shortest_s: f64,
+    },
+}
+
+/// What two plans differ in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} ({a} and {b})")]
+pub struct Difference {
+    /// The part of the plan: `sizes`, `connections`.
+    pub what: &'static str,
+    /// The one.
+    pub a: String,
+    /// The other.
+    pub b: String,
+}
 
 /// How runs lie in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +70,12 @@ enum Together {
 /// The two runs that do not fit, and what differs.
 pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeError> {
     runs.sort_by_key(|(_, run)| run.manifest.started_unix_ms);
-    let (first_name, first) = runs.first().ok_or_else(|| MergeError("there are none".to_owned()))?;
+    let (first_name, first) = runs.first().ok_or(MergeError::NoRuns)?;
     let together = together(&runs)?;
     for (name, run) in &runs[1..] {
         let ignore_scale = together == Together::Parallel;
-        if let Some(what) = differs(&first.plan, &run.plan, ignore_scale) {
-            let (first_name, name) = (first_name.display(), name.display());
-            return Err(MergeError(format!("{first_name} and {name} differ in {what}")));
+        if let Some(difference) = differs(&first.plan, &run.plan, ignore_scale) {
+            return Err(MergeError::Differ { first: first_name.clone(), other: name.clone(), difference });
         }
     }
     let manifest = Manifest {
@@ -58,7 +96,7 @@ pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeErro
         add(&mut collected.histograms, &run.histograms);
         for thread in &run.generator_threads {
             let name = format!("{}/{}", index + 1, thread.name);
-            threads.push(super::model::ThreadUse { name, ..thread.clone() });
+            threads.push(ThreadUse { name, ..thread.clone() });
         }
     }
     collected.intervals = match together {
@@ -68,21 +106,20 @@ pub fn merge(mut runs: Vec<(PathBuf, RunResult)>) -> Result<RunResult, MergeErro
     let kernel = merged_kernel(&runs, together);
     let interrupted = runs.iter().any(|(_, run)| run.interrupted);
     let rates = rates(&runs, together);
-    let merged = RunResult::new(manifest, plan, measured_s, collected, threads, kernel);
+    let merged = collected.into_result(manifest, plan, measured_s, threads, kernel);
     Ok(RunResult { interrupted, rates, ..merged })
 }
 
 /// Rates add up over generators, and are averaged by time over repetitions.
-fn rates(runs: &[(PathBuf, RunResult)], together: Together) -> super::model::Rates {
+fn rates(runs: &[(PathBuf, RunResult)], together: Together) -> Rates {
     let total_s: f64 = runs.iter().map(|(_, run)| run.measured_s).sum();
     let weight = |run: &RunResult| match together {
         Together::Parallel => 1.0,
         Together::Repeated => run.measured_s / total_s.max(f64::MIN_POSITIVE),
     };
-    let sum =
-        |of: fn(&super::model::Rates) -> f64| runs.iter().map(|(_, run)| of(&run.rates) * weight(run)).sum();
+    let sum = |of: fn(&Rates) -> f64| runs.iter().map(|(_, run)| of(&run.rates) * weight(run)).sum();
     let open = runs.iter().all(|(_, run)| run.rates.offered_msgs_per_s.is_some());
-    super::model::Rates {
+    Rates {
         offered_msgs_per_s: open.then(|| sum(|rates| rates.offered_msgs_per_s.unwrap_or(0.0))),
         sent_msgs_per_s: sum(|rates| rates.sent_msgs_per_s),
         received_msgs_per_s: sum(|rates| rates.received_msgs_per_s),
@@ -111,23 +148,18 @@ fn together(runs: &[(PathBuf, RunResult)]) -> Result<Together, MergeError> {
     if common >= 0.9 * longest {
         return Ok(Together::Parallel);
     }
-    Err(MergeError(format!(
-        "they overlap in time by {} of {}: runs are either one load from several generators (and overlap by nine \
-         tenths at least) or repetitions one after the other",
-        span_s(common),
-        span_s(shortest),
-    )))
+    Err(MergeError::PartOverlap { common_s: common, shortest_s: shortest })
 }
 
 /// What two plans differ in, so that their histograms are not of the same thing; scale (rate, connections, threads)
 /// may differ between generators of one load, not between repetitions.
-pub(super) fn differs(a: &Plan, b: &Plan, ignore_scale: bool) -> Option<String> {
-    let told = |what: &str, a: String, b: String| (a != b).then(|| format!("{what} ({a} and {b})"));
+pub(super) fn differs(a: &Plan, b: &Plan, ignore_scale: bool) -> Option<Difference> {
+    let told = |what, a: String, b: String| (a != b).then_some(Difference { what, a, b });
     let load = |plan: &Plan| match plan.load {
         Load::Open { arrival, .. } if ignore_scale => format!("open loop, {arrival:?} arrivals"),
         other => format!("{other:?}"),
     };
-    let scale = |a: f64, b: f64, what: &str| {
+    let scale = |a: f64, b: f64, what| {
         if ignore_scale { None } else { told(what, a.to_string(), b.to_string()) }
     };
     told("mode", format!("{:?}", a.mode), format!("{:?}", b.mode))

@@ -1,16 +1,18 @@
 //! Results: what a run found out, the files it leaves, and what may be concluded from them.
 //!
-//! The engine fills [`recorder::Slice`]s, [`collector::Collector`] makes a [`model::RunResult`] of them, and everything
-//! after that (verdict, table, files, report, merge, compare) works on the `RunResult` alone: nothing here
-//! opens a socket or knows how load is made. Start at [`model`].
+//! The engine fills [`recorder::Slice`]s, and [`collector::Collector`] makes a [`model::RunResult`] of them. Everything
+//! after that (verdict, table, files, report, merge, compare) works on the `RunResult` alone. Nothing here opens a
+//! socket or knows how load is made. Start at [`model`]; nothing uses a module that uses it in turn.
 
 pub mod capacity;
 pub mod collector;
 pub mod compare;
 pub mod encode;
 pub mod hdr_files;
+pub mod kernel_events;
 pub mod merge;
 pub mod model;
+pub mod rates;
 pub mod recorder;
 pub mod report;
 pub mod slo;

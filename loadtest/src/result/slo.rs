@@ -170,7 +170,7 @@ fn parse_quantity(name: &str) -> Result<Quantity, String> {
     }
     let Some(number) = name.strip_prefix('p').filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     else {
-        return Err(format!("'{name}' is nothing that can be asked for: use {EXAMPLES}"));
+        return Err(format!("'{name}' is no quantity: use {EXAMPLES}"));
     };
     if number.contains(',') {
         return Err(format!("the percentile '{name}' has a comma: write p{}", number.replace(',', ".")));
@@ -369,6 +369,13 @@ impl Slo {
             samples_beyond: None,
             unit: self.quantity.unit().to_owned(),
         }
+    }
+}
+
+impl SloResult {
+    /// The objective and what it came to, in a sentence.
+    pub fn sentence(&self) -> String {
+        format!("{}: {}", self.expression, self.why)
     }
 }
 

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::model::{RunResult, SCHEMA, SCHEMA_VERSION};
+use super::model::{RunResult, SCHEMA, SCHEMA_VERSION, SCHEMA_VERSION_MIN};
 use super::recorder::Metric;
-use super::{hdr_files, report};
+use super::slo::Slo;
+use super::{hdr_files, report, verdict};
 
 /// The name of the result in its directory.
 pub const RESULT_FILE: &str = "result.json";
@@ -86,13 +88,28 @@ fn parse(text: &str) -> Result<RunResult> {
     if head.schema != SCHEMA {
         bail!("its schema is '{}', not '{SCHEMA}'", head.schema);
     }
-    if head.schema_version != SCHEMA_VERSION {
-        bail!(
-            "its schema version is {}, and this program reads {SCHEMA_VERSION}: use the version that wrote it",
-            head.schema_version
-        );
+    match head.schema_version {
+        SCHEMA_VERSION => Ok(serde_json::from_str(text)?),
+        1 => from_version_1(serde_json::from_str(text)?),
+        other => bail!(
+            "its schema version is {other}, and this program reads {SCHEMA_VERSION_MIN} to {SCHEMA_VERSION}: \
+             use the version that wrote it"
+        ),
     }
-    Ok(serde_json::from_str(text)?)
+}
+
+/// The findings of version 1 had no kinds. Everything they were made from is in the file, so the run is judged again, by
+/// its own objectives.
+fn from_version_1(mut file: Value) -> Result<RunResult> {
+    if let Some(findings) = file.pointer_mut("/verdict/findings") {
+        *findings = Value::Array(Vec::new());
+    }
+    let mut result: RunResult = serde_json::from_value(file)?;
+    result.schema_version = SCHEMA_VERSION;
+    // What is no expression is implied in every run: integrity.
+    let slos: Vec<Slo> = result.slos.iter().filter_map(|slo| slo.expression.parse().ok()).collect();
+    verdict::judge(&mut result, &slos);
+    Ok(result)
 }
 
 /// Writes through a temporary name, so that a file under its own name is always whole.

@@ -1,8 +1,9 @@
 //! What a storm came to, from the results of those that stayed, those that went and those that came back.
 //!
-//! Time is counted from the first reconnect. When all is well again is judged in *windows*: as many intervals as it takes
-//! to have the samples without which the objective's percentile has no upper bound, so one where traffic is dense, more
-//! where it is thin; nothing is known more finely than the window it was seen in, and the result says how long that was.
+//! Time is counted from the first reconnect. Recovery is judged in *windows*: as many intervals as it takes to have the
+//! samples without which the objective's percentile has no upper bound. That is one interval where traffic is dense, and
+//! more where it is thin. Nothing is known more finely than the window it was seen in, and the result says how long that
+//! was.
 //! Start at [`judge`].
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use super::model::{Interval, Phase, RunResult};
 use super::recorder::Metric;
 use super::slo::Slo;
 use super::sparse::Sparse;
-use super::{sufficiency, units, verdict};
+use super::{kernel_events, sufficiency, units};
 
 /// The value of `schema` in storm.json.
 pub const SCHEMA: &str = "resound-load/storm";
@@ -77,7 +78,7 @@ pub struct Storm {
     pub windows: Vec<Window>,
     /// Kernel counters that rose from the first reconnect on, by how much.
     pub kernel_deltas: BTreeMap<String, u64>,
-    /// Messages lost by those that stayed, which no storm may touch.
+    /// Messages lost by those that stayed, which a storm must not touch.
     pub lost_by_others: u64,
     /// Whether all came back, nothing was lost by the others, and the objective is met again.
     pub recovered: bool,
@@ -228,7 +229,7 @@ fn kernel_deltas(stayed: &RunResult, from_ms: i64) -> BTreeMap<String, u64> {
     let mut deltas = BTreeMap::new();
     for placed in placed(stayed).filter(|placed| placed.end_ms > from_ms) {
         for (name, delta) in &placed.interval.sample.kernel_deltas {
-            if verdict::is_watched(name) {
+            if kernel_events::of_counter(name).is_some() {
                 *deltas.entry(name.clone()).or_default() += delta;
             }
         }
@@ -298,10 +299,12 @@ impl Storm {
             }
         }
         line("the others", format!("{} messages broken or lost", units::count(self.lost_by_others)));
-        let moved =
-            self.kernel_deltas.iter().map(|(name, delta)| format!("{name} +{}", units::count(*delta)));
+        let moved = self.kernel_deltas.iter().map(|(name, delta)| {
+            let meaning = kernel_events::of_counter(name).map_or("", |event| event.what);
+            format!("{name} +{}: {meaning}", units::count(*delta))
+        });
         let moved: Vec<String> = moved.collect();
-        line("kernel", if moved.is_empty() { "nothing dropped".to_owned() } else { moved.join(", ") });
+        line("kernel", if moved.is_empty() { "nothing dropped".to_owned() } else { moved.join("; ") });
         for (name, result) in [("stayed", stayed), ("came back", back)] {
             line(name, format!("{}: {}", result.verdict.kind.name(), result.verdict.cause));
         }

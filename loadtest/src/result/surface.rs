@@ -4,31 +4,9 @@
 //! be drawn again from the file alone. What could not be measured is a lower bound or says why; it is never left blank.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use serde::{Deserialize, Serialize};
 
-use super::capacity::{Capacity, Ending, SearchStep};
-use super::model::RunResult;
+use super::model::{Cell, Ending, RunResult};
 use super::units;
-
-/// One search of a surface. Keys carry their units.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Cell {
-    /// Connections held (with --mode connect: the most at a time).
-    pub connections: u64,
-    /// The size of a message as it was asked for: `1KiB`, `64-1400`.
-    pub size: String,
-    /// The smallest message, octets.
-    pub min_octets: u64,
-    /// The largest message, octets.
-    pub max_octets: u64,
-    /// What the search came to.
-    pub capacity: Capacity,
-    /// Its steps, in the order in which they were taken.
-    pub steps: Vec<SearchStep>,
-    /// Why it could not go on, where that was neither a verdict nor an interrupt: the server had gone, for one.
-    #[serde(default)]
-    pub error: Option<String>,
-}
 
 impl Cell {
     /// Which one it is: `500 connections, 1KiB`.
@@ -162,7 +140,7 @@ pub fn text(cells: &[Cell]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::capacity::{Limit, LimitKind};
+    use crate::result::model::{Capacity, Limit, LimitKind, Over, SearchStep};
 
     fn cell(connections: u64, size: &str, ending: Ending, knee: Option<f64>) -> Cell {
         let limit = Limit {
@@ -177,7 +155,7 @@ mod tests {
             min_octets: 0,
             max_octets: 0,
             capacity: Capacity {
-                over: "rate".to_owned(),
+                over: Over::Rate,
                 ending,
                 knee,
                 knees: knee.map_or_else(Vec::new, |knee| vec![knee, knee * 1.1]),

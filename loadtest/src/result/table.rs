@@ -53,12 +53,12 @@ pub fn text(result: &RunResult) -> String {
             lines.push(format!("  {tone}{name:<15}{tone:#} {:<width$}  {}", slo.expression, slo.why));
         }
     }
-    let others: Vec<_> = verdict.also_noticed(&result.slos).collect();
+    let others: Vec<_> = verdict.also_noticed().collect();
     if !others.is_empty() {
         lines.push(format!("\n{BOLD}Also noticed{BOLD:#}"));
         for finding in others {
             let kind = match finding.weight {
-                Weight::Decides => format!("{}: ", finding.kind.name()),
+                Weight::Decides => format!("{}: ", finding.verdict.name()),
                 Weight::Note => String::new(),
             };
             lines.push(format!("  - {kind}{}", finding.cause));

@@ -7,8 +7,9 @@
 //!
 //! A law is refused without evidence: fewer than six levels of N, or no curvature that an F test shows.
 
-use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, FisherSnedecor};
+
+use super::model::{Estimate, Fit, Law, Point, Prediction};
 
 /// The fewest levels of concurrency that a curve may be drawn through.
 pub const LEVELS_MIN: usize = 6;
@@ -21,72 +22,11 @@ const CURVATURE_SHARE_MAX: f64 = 0.95;
 /// Predictions beyond so many times the highest N measured are refused: the bend there was never seen.
 const REACH_MAX: f64 = 10.0;
 
-/// A measured point.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Point {
-    /// Messages in flight.
-    pub n: f64,
-    /// Throughput, messages/s.
-    pub x_msgs_per_s: f64,
-}
-
-/// A number with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The best fit.
-    pub value: f64,
-    /// 2.5 % of the resamples are below.
-    pub low: f64,
-    /// 2.5 % of the resamples are above.
-    pub high: f64,
-}
-
-/// The law's three parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Law {
-    /// Throughput of one message in flight, messages/s.
-    pub gamma_msgs_per_s: f64,
-    /// Contention, 0 to 1: the share that is serial.
-    pub alpha: f64,
-    /// Coherence, 0 to 1: the cost of agreeing, by pairs.
-    pub beta: f64,
-}
-
 impl Law {
     /// Throughput at concurrency `n`, messages/s.
     pub fn at(&self, n: f64) -> f64 {
         self.gamma_msgs_per_s * n / (1.0 + self.alpha * (n - 1.0) + self.beta * n * (n - 1.0))
     }
-}
-
-/// A law that the points bear out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Fit {
-    /// The best fit.
-    pub law: Law,
-    /// Interval of gamma, messages/s.
-    pub gamma_msgs_per_s: Estimate,
-    /// Interval of alpha.
-    pub alpha: Estimate,
-    /// Interval of beta.
-    pub beta: Estimate,
-    /// Root mean square of the residuals, as a share of X.
-    pub residual_ratio: f64,
-    /// Chance that a straight line makes such a bend.
-    pub curvature_p: f64,
-    /// Throughput at the concurrencies asked for.
-    pub predictions: Vec<Prediction>,
-    /// What it was fitted to.
-    pub points: Vec<Point>,
-}
-
-/// What the law says about a concurrency.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Prediction {
-    /// Messages in flight.
-    pub n: f64,
-    /// Throughput there, messages/s.
-    pub x_msgs_per_s: Estimate,
 }
 
 /// Fits the law to `points`, and predicts the throughput at each of `targets`.

@@ -5,11 +5,13 @@
 //! everything else), GENERATOR-LIMITED, SLO-MISS, TOO-FEW-SAMPLES, VALID. A rule compares shares of what is
 //! reported, never absolute times: 50 µs of lag are nothing beside 5 ms and everything beside 60 µs.
 
+use super::kernel_events::{Costs, EVENTS, Sign};
 use super::model::{
-    Finding, Load, Mode, Phase, RunResult, SloOutcome, SloResult, Verdict, VerdictKind, Weight,
-    in_flight_growth,
+    Finding, FindingKind, Interval, Load, Mode, RunResult, SloOutcome, SloResult, Verdict, VerdictKind,
+    Weight,
 };
-use super::recorder::{ErrorKind, Metric};
+use super::rates;
+use super::recorder::Metric;
 use super::slo::{self, Slo};
 use super::units::{count, latency_ns, percent, percentile, rate};
 
@@ -49,7 +51,7 @@ fn verdict(result: &RunResult, slos: &[Slo], came_to: &[SloResult]) -> Verdict {
     findings.extend(kernel_events(result, &quantiles));
     findings.extend(busy_threads(result));
     let generator_busy =
-        findings.iter().any(|f: &Finding| f.kind == VerdictKind::GeneratorLimited && f.decides());
+        findings.iter().any(|f: &Finding| f.kind == FindingKind::LoadThreadBusy && f.decides());
     findings.extend(machine_stalls(result, &quantiles, generator_busy));
     findings.extend(schedule_lag(result, &quantiles));
     findings.extend(not_sent(result));
@@ -57,10 +59,10 @@ fn verdict(result: &RunResult, slos: &[Slo], came_to: &[SloResult]) -> Verdict {
     findings.extend(connections_missing(result));
     findings.extend(came_to.iter().filter_map(objective));
     findings.extend(remarks(result));
-    findings.sort_by_key(|finding| (finding.weight, rank(finding.kind)));
-    match findings.first().filter(|finding| finding.decides()) {
+    findings.sort_by_key(|finding| (finding.weight, rank(finding.verdict)));
+    match findings.first().filter(|first| first.decides()) {
         Some(decisive) => Verdict {
-            kind: decisive.kind,
+            kind: decisive.verdict,
             cause: decisive.cause.clone(),
             cure: decisive.cure.clone(),
             findings,
@@ -85,14 +87,31 @@ fn rank(kind: VerdictKind) -> u8 {
     }
 }
 
-impl Finding {
-    fn new(kind: VerdictKind, weight: Weight, cause: String, cure: &str) -> Self {
-        Finding { kind, weight, cause, cure: cure.to_owned() }
+/// The verdict that a kind of finding speaks for.
+fn speaks_for(kind: FindingKind) -> VerdictKind {
+    match kind {
+        FindingKind::SourcePortsExhausted
+        | FindingKind::DescriptorsExhausted
+        | FindingKind::KernelMemoryExhausted
+        | FindingKind::KernelEvent
+        | FindingKind::MachineStalled => VerdictKind::EnvironmentLimited,
+        FindingKind::LoadThreadBusy | FindingKind::ScheduleLag | FindingKind::ScheduleNotSent => {
+            VerdictKind::GeneratorLimited
+        }
+        FindingKind::ServerFellBehind | FindingKind::ConnectionsMissing | FindingKind::ObjectiveMissed => {
+            VerdictKind::SloMiss
+        }
+        FindingKind::ObjectiveUndecided => VerdictKind::TooFewSamples,
+        FindingKind::ClosedLoop
+        | FindingKind::EndedEarly
+        | FindingKind::ValuesSaturated
+        | FindingKind::Unknown => VerdictKind::Valid,
     }
+}
 
-    fn decides(&self) -> bool {
-        self.weight == Weight::Decides
-    }
+fn finding(kind: FindingKind, weight: Weight, cause: String, cure: &str) -> Finding {
+    let (verdict, cure) = (speaks_for(kind), cure.to_owned());
+    Finding { kind, verdict, weight, cause, cure, counter: None, objective: None }
 }
 
 /// p99 and every percentile an objective asks of the headline metric.
@@ -108,142 +127,47 @@ fn quantiles_of_interest(result: &RunResult, slos: &[Slo]) -> Vec<f64> {
 
 /// Errors that say a limit of this machine was reached: the plan was not carried out, whatever the numbers say.
 fn exhausted_limits(result: &RunResult) -> Vec<Finding> {
-    const LIMITS: [(ErrorKind, &str, &str); 3] = [
-        (
-            ErrorKind::AddressNotAvailable,
-            "connects found no free source port (EADDRNOTAVAIL)",
-            "give more source addresses (--source 127.0.0.1-127.0.0.40), or widen net.ipv4.ip_local_port_range",
-        ),
-        (
-            ErrorKind::DescriptorsExhausted,
-            "sockets could not be opened for want of descriptors (EMFILE or ENFILE)",
-            "raise nofile (ulimit -n) above the connections wanted, and fs.nr_open and fs.file-max with it",
-        ),
-        (
-            ErrorKind::KernelMemory,
-            "socket operations were refused for want of kernel memory (ENOBUFS or ENOMEM)",
-            "raise net.ipv4.tcp_mem, or hold fewer connections",
-        ),
-    ];
-    let seen = LIMITS.into_iter().filter(|(kind, ..)| result.totals.errors.of(*kind) > 0);
-    seen.map(|(kind, what, cure)| {
-        let cause = format!("{} {what}", count(result.totals.errors.of(kind)));
-        Finding::new(VerdictKind::EnvironmentLimited, Weight::Decides, cause, cure)
-    })
-    .collect()
-}
-
-/// What an event of the kernel costs.
-#[derive(Clone, Copy, PartialEq)]
-enum Costs {
-    /// A connection attempt: a second or more until the SYN is sent again.
-    Connect,
-    /// A segment: a retransmission, for it and all behind it.
-    Message,
-    /// Connections that were up.
-    Connection,
-}
-
-const KERNEL_EVENTS: [(&str, Costs, &str, &str); 11] = [
-    (
-        "TcpExt.ListenOverflows",
-        Costs::Connect,
-        "the server's accept queue was full",
-        "raise the server's listen backlog and net.core.somaxconn, or accept faster",
-    ),
-    (
-        "TcpExt.ListenDrops",
-        Costs::Connect,
-        "SYNs to a listener were dropped",
-        "raise the server's listen backlog and net.core.somaxconn, or accept faster",
-    ),
-    (
-        "TcpExt.TCPReqQFullDrop",
-        Costs::Connect,
-        "the SYN backlog was full and SYNs were dropped",
-        "raise net.ipv4.tcp_max_syn_backlog and the listen backlog, or turn net.ipv4.tcp_syncookies on",
-    ),
-    (
-        "TcpExt.TCPReqQFullDoCookies",
-        Costs::Connect,
-        "the SYN backlog was full and SYN cookies were sent",
-        "raise net.ipv4.tcp_max_syn_backlog and the listen backlog",
-    ),
-    (
-        "TcpExt.TCPTimeWaitOverflow",
-        Costs::Connect,
-        "TIME_WAIT sockets were beyond their limit",
-        "raise net.ipv4.tcp_max_tw_buckets",
-    ),
-    (
-        "TcpExt.TCPAbortOnMemory",
-        Costs::Connection,
-        "connections were aborted for want of TCP memory",
-        "raise net.ipv4.tcp_mem, or hold fewer connections",
-    ),
-    (
-        "softnet.dropped",
-        Costs::Message,
-        "packets were dropped because a CPU's backlog was full",
-        "raise net.core.netdev_max_backlog, or spread receive work over more CPUs (RPS)",
-    ),
-    (
-        "TcpExt.TCPBacklogDrop",
-        Costs::Message,
-        "segments were dropped because a socket's backlog was full",
-        "raise net.ipv4.tcp_rmem and net.core.rmem_max",
-    ),
-    (
-        "TcpExt.TCPRcvQDrop",
-        Costs::Message,
-        "segments were dropped because a receive queue was full",
-        "raise net.ipv4.tcp_rmem and net.ipv4.tcp_mem",
-    ),
-    (
-        "TcpExt.TCPTimeouts",
-        Costs::Message,
-        "retransmission timers expired",
-        "look for loss on the path (ip -s link, ethtool -S), or lower the load",
-    ),
-    (
-        "Tcp.RetransSegs",
-        Costs::Message,
-        "segments were sent again",
-        "look for loss on the path (ip -s link, ethtool -S), or lower the load",
-    ),
-];
-
-/// Whether a kernel counter is one that should stand still while load is driven.
-pub fn is_watched(counter: &str) -> bool {
-    KERNEL_EVENTS.iter().any(|(name, ..)| *name == counter)
+    let limits = EVENTS.iter().filter_map(|event| match event.sign {
+        Sign::Error(kind) => Some((event, result.totals.errors.of(kind))),
+        Sign::Counter(_) => None,
+    });
+    let reached = limits.filter(|(_, times)| *times > 0);
+    reached
+        .map(|(event, times)| {
+            let cause = format!("{} {}", count(times), event.what);
+            finding(event.kind, Weight::Decides, cause, event.cure)
+        })
+        .collect()
 }
 
 /// Kernel counters that rose. They decide when they could make up a tenth of the samples beyond the strictest
-/// percentile asked for (p99.9 unless an objective is stricter). The counters are the machine's, not the run's alone, so
-/// a loss decides only where that many latencies are as long as a retransmission takes.
+/// percentile asked for (p99.9 unless an objective is stricter). The counters are the machine's, and other programs move
+/// them too: a loss decides only where that many latencies are as long as a retransmission takes.
 fn kernel_events(result: &RunResult, quantiles: &[f64]) -> Vec<Finding> {
     let strictest = quantiles.iter().copied().fold(0.999, f64::max);
     let share_decides = (1.0 - strictest) * EVENT_SHARE_OF_TAIL_DECIDES;
     let overflows = result.kernel.delta("TcpExt.ListenOverflows");
+    let measured_connects = result.plan.mode == Mode::Connect || result.plan.churn_per_s > 0.0;
     let mut findings = Vec::new();
-    for (name, costs, what, cure) in KERNEL_EVENTS {
+    for event in EVENTS {
+        let Sign::Counter(name) = event.sign else { continue };
         let moved = result.kernel.delta(name);
         // Every overflow of the accept queue is also counted as a drop.
         if moved == 0 || (name == "TcpExt.ListenDrops" && moved <= overflows) {
             continue;
         }
-        let measured_connects = result.plan.mode == Mode::Connect || result.plan.churn_per_s > 0.0;
-        let operations = match costs {
+        let operations = match event.costs {
             Costs::Connect if measured_connects => result.totals.connects,
             Costs::Connect => u64::MAX,
             Costs::Connection => 0,
             Costs::Message => result.totals.sent + result.totals.expected,
         };
-        let seen = costs != Costs::Message || slow_share(result) >= share_decides;
+        let seen = event.costs != Costs::Message || slow_share(result) >= share_decides;
         let decides = seen && moved as f64 >= share_decides * operations as f64;
         let weight = if decides { Weight::Decides } else { Weight::Note };
-        let cause = format!("{name} +{}{}: {what}", count(moved), peak(result, name));
-        findings.push(Finding::new(VerdictKind::EnvironmentLimited, weight, cause, cure));
+        let cause = format!("{name} +{}{}: {}", count(moved), peak(result, name), event.what);
+        let counter = Some(name.to_owned());
+        findings.push(Finding { counter, ..finding(event.kind, weight, cause, event.cure) });
     }
     findings
 }
@@ -262,10 +186,9 @@ fn slow_share(result: &RunResult) -> f64 {
 
 /// Where on the timeline most of a counter's rise was.
 fn peak(result: &RunResult, name: &str) -> String {
-    let moved =
-        |interval: &super::model::Interval| interval.sample.kernel_deltas.get(name).copied().unwrap_or(0);
-    let measured = result.intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-    match measured.max_by_key(|interval| moved(interval)).filter(|interval| moved(interval) > 0) {
+    let moved = |interval: &Interval| interval.sample.kernel_deltas.get(name).copied().unwrap_or(0);
+    let highest = rates::measured(&result.intervals).max_by_key(|interval| moved(interval));
+    match highest.filter(|interval| moved(interval) > 0) {
         Some(interval) => {
             format!(" (+{} at t = {} s)", count(moved(interval)), interval.start_ms as f64 / 1000.0)
         }
@@ -280,28 +203,28 @@ fn busy_threads(result: &RunResult) -> Option<Finding> {
     let busiest = threads.max_by(|a, b| a.cpu_percent.total_cmp(&b.cpu_percent))?;
     let busy = format!("load thread {} was {:.0} % busy", busiest.name, busiest.cpu_percent);
     let cure = "give it more --threads and cores of its own, or generate from a second machine and merge";
-    let generator = VerdictKind::GeneratorLimited;
+    let busy_thread = FindingKind::LoadThreadBusy;
     if matches!(result.plan.load, Load::Closed { .. }) {
         if busiest.cpu_percent < THREAD_BUSY_DECIDES_PERCENT {
             return None;
         }
-        let server = mean_server_cpu_percent(result);
+        let server = rates::server_cpu_percent(result);
         return Some(match server {
             Some(server) if server >= THREAD_BUSY_DECIDES_PERCENT => {
                 let cause = format!("{busy}, and so was the server ({server:.0} % of a core)");
-                Finding::new(generator, Weight::Note, cause, "")
+                finding(busy_thread, Weight::Note, cause, "")
             }
             Some(server) => {
                 let cause = format!(
                     "{busy} while the server used {server:.0} % of a core: the rate is the generator's"
                 );
-                Finding::new(generator, Weight::Decides, cause, cure)
+                finding(busy_thread, Weight::Decides, cause, cure)
             }
             None => {
                 let cause =
                     format!("{busy}, and nothing is known of the server: the rate may be the generator's");
                 let cure = "show the server's CPU with --server-pid, or give the generator more --threads";
-                Finding::new(generator, Weight::Decides, cause, cure)
+                finding(busy_thread, Weight::Decides, cause, cure)
             }
         });
     }
@@ -310,13 +233,7 @@ fn busy_threads(result: &RunResult) -> Option<Finding> {
         busy if busy > THREAD_BUSY_NOTED_PERCENT => Weight::Note,
         _ => return None,
     };
-    Some(Finding::new(generator, weight, format!("{busy}: it stamps what it receives late"), cure))
-}
-
-fn mean_server_cpu_percent(result: &RunResult) -> Option<f64> {
-    let measured = result.intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-    let seen: Vec<f64> = measured.filter_map(|interval| interval.sample.server_cpu_percent).collect();
-    (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
+    Some(finding(busy_thread, weight, format!("{busy}: it stamps what it receives late"), cure))
 }
 
 /// A metric's quantile, where enough samples lie beyond it to be evidence.
@@ -363,7 +280,7 @@ fn machine_stalls(result: &RunResult, quantiles: &[f64], generator_busy: bool) -
     let cure =
         "leave a core free (fewer --threads), stop what else runs, and look at CPU quotas and steal time";
     let weight = if decides { Weight::Decides } else { Weight::Note };
-    Some(Finding::new(VerdictKind::EnvironmentLimited, weight, cause, cure))
+    Some(finding(FindingKind::MachineStalled, weight, cause, cure))
 }
 
 /// What the generator was late by is part of the latency it reports.
@@ -384,7 +301,7 @@ fn schedule_lag(result: &RunResult, quantiles: &[f64]) -> Option<Finding> {
     );
     let cure = "give the generator more --threads and cores of its own, or lower --rate; the service time is not affected";
     let weight = if share >= LAG_SHARE_DECIDES { Weight::Decides } else { Weight::Note };
-    Some(Finding::new(VerdictKind::GeneratorLimited, weight, cause, cure))
+    Some(finding(FindingKind::ScheduleLag, weight, cause, cure))
 }
 
 /// The generator did not send what the schedule asked for.
@@ -403,7 +320,7 @@ fn not_sent(result: &RunResult) -> Option<Finding> {
         percent(ratio)
     );
     let cure = "give it more --threads, or lower --rate";
-    Some(Finding::new(VerdictKind::GeneratorLimited, Weight::Decides, cause, cure))
+    Some(finding(FindingKind::ScheduleNotSent, Weight::Decides, cause, cure))
 }
 
 /// Everything was sent, but not answered in time: the latencies then say how long the run was, not how the server is.
@@ -412,7 +329,7 @@ fn server_fell_behind(result: &RunResult) -> Option<Finding> {
     if result.sent_ratio().is_some_and(|sent| sent < ACHIEVED_SHARE_MIN) {
         return None;
     }
-    let growth = in_flight_growth(&result.intervals).unwrap_or(0);
+    let growth = rates::in_flight_growth(&result.intervals).unwrap_or(0);
     let grown = match growth {
         1.. => format!(", and messages in flight grew by {}", count(growth.unsigned_abs())),
         _ => String::new(),
@@ -424,7 +341,7 @@ fn server_fell_behind(result: &RunResult) -> Option<Finding> {
         rate(offered, "msg"),
     );
     let cure = "lower --rate below what the server can do, or find that point with search";
-    Some(Finding::new(VerdictKind::SloMiss, Weight::Decides, cause, cure))
+    Some(finding(FindingKind::ServerFellBehind, Weight::Decides, cause, cure))
 }
 
 /// The server carried fewer connections than the plan says.
@@ -432,8 +349,7 @@ fn connections_missing(result: &RunResult) -> Option<Finding> {
     if result.plan.mode == Mode::Connect {
         return None;
     }
-    let measured = result.intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-    let open = measured.map(|interval| interval.connections_open).max()?;
+    let open = rates::measured(&result.intervals).map(|interval| interval.connections_open).max()?;
     if open as f64 >= ACHIEVED_SHARE_MIN * result.plan.connections as f64 {
         return None;
     }
@@ -443,41 +359,43 @@ fn connections_missing(result: &RunResult) -> Option<Finding> {
     let cause =
         format!("only {} of {} connections were ever open{why}", count(open), count(result.plan.connections));
     let cure = "look at what the server says to the others, or ask for fewer with -c";
-    Some(Finding::new(VerdictKind::SloMiss, Weight::Decides, cause, cure))
+    Some(finding(FindingKind::ConnectionsMissing, Weight::Decides, cause, cure))
 }
 
 fn objective(slo: &SloResult) -> Option<Finding> {
-    let cause = slo.sentence();
-    match slo.outcome {
-        SloOutcome::Pass => None,
-        SloOutcome::Fail => {
-            let cure = "the numbers are the server's: lower the load, or improve the server";
-            Some(Finding::new(VerdictKind::SloMiss, Weight::Decides, cause, cure))
-        }
+    let (kind, cure) = match slo.outcome {
+        SloOutcome::Pass => return None,
+        SloOutcome::Fail => (
+            FindingKind::ObjectiveMissed,
+            "the numbers are the server's: lower the load, or improve the server",
+        ),
         SloOutcome::TooFewSamples => {
-            let cure = "run longer (-d), raise the rate, or merge several runs";
-            Some(Finding::new(VerdictKind::TooFewSamples, Weight::Decides, cause, cure))
+            (FindingKind::ObjectiveUndecided, "run longer (-d), raise the rate, or merge several runs")
         }
-    }
+    };
+    let objective = Some(slo.expression.clone());
+    Some(Finding { objective, ..finding(kind, Weight::Decides, slo.sentence(), cure) })
 }
 
 /// What a reader should know, whatever the verdict.
 fn remarks(result: &RunResult) -> Vec<Finding> {
     let mut remarks = Vec::new();
-    let mut note =
-        |cause: String, cure: &str| remarks.push(Finding::new(VerdictKind::Valid, Weight::Note, cause, cure));
+    let mut note = |kind, cause: String, cure: &str| remarks.push(finding(kind, Weight::Note, cause, cure));
     if matches!(result.plan.load, Load::Closed { .. }) {
         let cause = "closed loop: each send waits for a reply, so a stall delays few messages; \
                      these latencies are not what users at a steady rate would see";
-        note(cause.to_owned(), "for latency, drive an open loop with --rate");
+        note(FindingKind::ClosedLoop, cause.to_owned(), "for latency, drive an open loop with --rate");
     }
     if result.interrupted {
-        note("the run was ended early".to_owned(), "");
+        note(FindingKind::EndedEarly, "the run was ended early".to_owned(), "");
     }
     for (metric, recorder) in &result.histograms {
-        if recorder.saturated_count() > 0 {
-            let saturated = count(recorder.saturated_count());
-            note(format!("{saturated} values of {} were above 60 s and count as 60 s", metric.title()), "");
+        let saturated = recorder.saturated_count();
+        if saturated > 0 {
+            let values = if saturated == 1 { "value" } else { "values" };
+            let title = metric.title();
+            let cause = format!("{} {values} of {title} above 60 s, recorded as 60 s", count(saturated));
+            note(FindingKind::ValuesSaturated, cause, "");
         }
     }
     remarks

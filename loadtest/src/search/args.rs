@@ -9,6 +9,7 @@ use clap::{Args, Command, ValueEnum};
 use super::hunt::Aim;
 use crate::engine::args::{self, Mode, RunArgs};
 use crate::engine::size::Sizes;
+use crate::result::model;
 use crate::result::slo::Slo;
 
 /// The most connections of a step.
@@ -30,14 +31,13 @@ pub enum Over {
     InFlight,
 }
 
-impl Over {
-    /// As printed and written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Over::Rate => "rate",
-            Over::Connections => "connections",
-            Over::Subscribers => "subscribers",
-            Over::InFlight => "in-flight",
+impl From<Over> for model::Over {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Rate => model::Over::Rate,
+            Over::Connections => model::Over::Connections,
+            Over::Subscribers => model::Over::Subscribers,
+            Over::InFlight => model::Over::InFlight,
         }
     }
 }
@@ -91,7 +91,7 @@ pub struct SearchArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Bends the flags of `run` to those of a step: the search chooses the load, and `--duration` is a step's.
+/// Turns the flags of `run` into those of a step: the search chooses the load, and `--duration` is a step's.
 pub fn of_a_step(command: Command) -> Command {
     command
         .mut_group("load", |group| group.required(false))
@@ -154,7 +154,7 @@ impl SearchArgs {
     /// Checks the flags against each other.
     ///
     /// # Errors
-    /// One line about what cannot be meant.
+    /// One line about the flags that do not go together.
     pub fn aim(&self) -> Result<Aim> {
         if self.load.max || self.load.in_flight > 1 {
             bail!("--max and --in-flight: use --over in-flight, which drives closed loops by itself");
@@ -172,7 +172,10 @@ impl SearchArgs {
                 bail!("--rate and --rate-each: --over in-flight drives a closed loop, which has no rate")
             }
             Over::Connections | Over::Subscribers if self.load.rate.is_none() && self.rate_each.is_none() => {
-                bail!("--rate or --rate-each: say how many messages the {} carry", self.over.name())
+                bail!(
+                    "--rate or --rate-each: say how many messages the {} carry",
+                    model::Over::from(self.over).name()
+                )
             }
             _ => {}
         }
@@ -213,7 +216,7 @@ impl SearchArgs {
     /// which they are written; none without these flags.
     ///
     /// # Errors
-    /// One line about what cannot be meant.
+    /// One line about the flags that do not go together.
     pub fn surface(&self) -> Result<Vec<(String, SearchArgs)>> {
         if self.surface_connections.is_none() && self.surface_size.is_none() {
             return Ok(Vec::new());

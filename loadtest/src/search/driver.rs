@@ -1,15 +1,15 @@
-//! Takes the steps of a search: cooldown, a run of the engine, its verdict, and again where that decides nothing.
+//! Takes the steps of a search: cooldown, a run of the engine, its verdict. Where that decides nothing it is done again.
 //!
-//! A step that is limited by the generator or by a stall of the machine is taken again, and then ends the search: it
-//! says nothing about the server. One that meets every objective in spite of such lateness is good, because the
-//! lateness is part of what was measured. Every attempt is kept with its verdict. Start at [`Driver::step`].
+//! A step that is limited by the generator or by a stall of the machine says nothing about the server: it is taken
+//! again, and if that does not help, the search ends. One that meets every objective in spite of such lateness is good,
+//! because the lateness is part of what was measured. Every attempt is kept with its verdict. Start at [`Driver::step`].
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::SearchArgs;
@@ -18,8 +18,11 @@ use super::watch::{self, Watch};
 use crate::engine::args::{Mode, RunArgs};
 use crate::engine::kernel::{Process, Snapshot};
 use crate::engine::preflight::Limits;
-use crate::result::capacity::{self, ConnectionCost, Ending, Limit, LimitKind, SearchStep, Seen};
-use crate::result::model::{self, RunResult, SloOutcome, VerdictKind, Weight};
+use crate::engine::{RunError, Shortage, ShortageKind};
+use crate::result::capacity;
+use crate::result::model::{
+    self, ConnectionCost, Ending, Limit, LimitKind, RunResult, SearchStep, Seen, SloOutcome, VerdictKind,
+};
 use crate::result::recorder::Metric;
 use crate::result::slo::Slo;
 use crate::result::usl;
@@ -87,7 +90,7 @@ impl Machine {
         Ok(Self { interrupted, limits: Limits::of_this_machine(proc), before, ended: Vec::new() })
     }
 
-    /// Whether somebody wants this to end.
+    /// Whether a signal asks for the end.
     pub(super) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
     }
@@ -105,7 +108,7 @@ pub(super) struct Driver<'a> {
     last: Option<RunResult>,
     good: Vec<(usize, RunResult)>,
     /// Why it could not go on.
-    pub(super) error: Option<anyhow::Error>,
+    pub(super) error: Option<RunError>,
 }
 
 /// What one attempt at a step came to.
@@ -140,7 +143,7 @@ impl<'a> Driver<'a> {
         let mut retries = 0;
         let outcome = loop {
             let Some(Attempt { verdict, good }) =
-                self.attempt(&flags, step.load, step.purpose.name(), step.round)
+                self.attempt(&flags, step.load, step.purpose.into(), step.round)
             else {
                 break if self.machine.interrupted() {
                     StepOutcome::Interrupted
@@ -180,7 +183,9 @@ impl<'a> Driver<'a> {
         for round in 1..=aim.rounds {
             for level in &levels {
                 let flags = RunArgs { duration: self.args.load.duration, ..self.args.step(*level) };
-                if self.attempt(&flags, *level, "sweep", round).is_none() || self.machine.interrupted() {
+                if self.attempt(&flags, *level, model::Purpose::Sweep, round).is_none()
+                    || self.machine.interrupted()
+                {
                     return if self.machine.interrupted() { Ending::Interrupted } else { Ending::Unknown };
                 }
             }
@@ -189,7 +194,13 @@ impl<'a> Driver<'a> {
     }
 
     /// One run at this load; `None` if it came to nothing, because it was interrupted or could not be done.
-    fn attempt(&mut self, flags: &RunArgs, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
+    fn attempt(
+        &mut self,
+        flags: &RunArgs,
+        load: u64,
+        purpose: model::Purpose,
+        round: u32,
+    ) -> Option<Attempt> {
         let cooldown_s = self.cool_down();
         if self.machine.interrupted() {
             return None;
@@ -197,17 +208,24 @@ impl<'a> Driver<'a> {
         let watch = match Watch::start(flags.server_pid) {
             Ok(watch) => watch,
             Err(error) => {
-                self.error = Some(error.into());
+                self.error =
+                    Some(RunError::System(Error::new(error).context("no thread to watch the machine")));
                 return None;
             }
         };
         let run = crate::engine::run(flags);
         let seen = watch.stop(run.as_ref().ok());
-        let over = self.args.over.name();
+        let over = self.args.over.into();
         let mut result = match run {
             Ok(result) => result,
             Err(_) if self.machine.interrupted() => return None,
-            Err(error) => return self.refused(&error, load, purpose, round),
+            Err(RunError::Impossible(shortages)) => {
+                return Some(self.impossible(&shortages, load, purpose, round));
+            }
+            Err(error) => {
+                self.error = Some(error);
+                return None;
+            }
         };
         self.machine.ended.push((Instant::now(), result.totals.connects));
         verdict::judge(&mut result, &self.args.slo);
@@ -215,7 +233,7 @@ impl<'a> Driver<'a> {
         let good = verdict == VerdictKind::Valid || good_in_spite(&result, &self.args.slo);
         let step = SearchStep {
             good,
-            purpose: purpose.to_owned(),
+            purpose: Some(purpose),
             round,
             cooldown_s,
             ..capacity::step(over, load as f64, &result, seen)
@@ -226,39 +244,45 @@ impl<'a> Driver<'a> {
         Some(Attempt { verdict, good })
     }
 
-    /// A run that this machine refuses before it starts is a limit like any other; anything else ends the search.
-    fn refused(&mut self, error: &anyhow::Error, load: u64, purpose: &str, round: u32) -> Option<Attempt> {
-        let text = format!("{error:#}");
-        let reason = text.strip_prefix("this run is impossible here. ").unwrap_or_default();
-        let kind = match reason.split(':').next() {
-            Some("descriptors") => LimitKind::Descriptors,
-            Some("source ports" | "TIME_WAIT") => LimitKind::Ports,
-            Some("memory") => LimitKind::Memory,
-            _ => {
-                self.error = Some(anyhow::anyhow!("{text}"));
-                return None;
-            }
-        };
+    /// A run that this machine cannot do is a limit like any other, known without driving it.
+    fn impossible(
+        &mut self,
+        shortages: &[Shortage],
+        load: u64,
+        purpose: model::Purpose,
+        round: u32,
+    ) -> Attempt {
+        let [first, others @ ..] = shortages else { unreachable!("what is impossible has a reason") };
+        let mut cause = first.arithmetic.clone();
+        // The kind of the first is the limit's.
+        for other in others {
+            cause.push_str(&format!("; also {}: {}", other.kind.title(), other.arithmetic));
+        }
+        let cures: Vec<&str> = shortages.iter().map(|shortage| shortage.cure.as_str()).collect();
         let cure = format!(
-            "as said; scripts/tune.sh check --role generator --connections {} says what else is in the way",
+            "{}; scripts/tune.sh check --role generator --connections {} says what else is in the way",
+            cures.join("; "),
             load.max(1)
         );
-        // The kind is said by the limit already.
-        let reason = reason.split_once(": ").map_or(reason, |(_, arithmetic)| arithmetic);
+        let kind = match first.kind {
+            ShortageKind::Descriptors => LimitKind::Descriptors,
+            ShortageKind::SourcePorts | ShortageKind::TimeWait => LimitKind::Ports,
+            ShortageKind::Memory => LimitKind::Memory,
+        };
         let step = SearchStep {
-            over: self.args.over.name().to_owned(),
+            over: self.args.over.into(),
             load: load as f64,
-            purpose: purpose.to_owned(),
+            purpose: Some(purpose),
             round,
             verdict: VerdictKind::EnvironmentLimited,
-            cause: reason.to_owned(),
-            limit: Some(Limit { kind, cause: reason.to_owned(), cure, counter: None }),
+            cause: cause.clone(),
+            limit: Some(Limit { kind, cause, cure, counter: None }),
             seen: Seen::default(),
             ..SearchStep::default()
         };
         self.say(&step);
         self.steps.push(step);
-        Some(Attempt { verdict: VerdictKind::EnvironmentLimited, good: false })
+        Attempt { verdict: VerdictKind::EnvironmentLimited, good: false }
     }
 
     /// How long a step at this load must be for its objectives to be decidable.
@@ -335,9 +359,9 @@ impl<'a> Driver<'a> {
         let latency =
             step.latency_ns.get("p99").map_or(String::new(), |ns| format!("p99 {}", units::latency_ns(*ns)));
         let cpu = step.seen.server_cpu_percent.map_or(String::new(), |cpu| format!("server {cpu:.0} %"));
-        let load = capacity::show_load(&step.over, step.load);
-        let mut line =
-            format!("{:<8}{:>18}  {:<19} {latency:<14} {cpu:<13}", step.purpose, load, step.verdict.name());
+        let purpose = step.purpose.map_or("", model::Purpose::name);
+        let load = capacity::show_load(step.over, step.load);
+        let mut line = format!("{purpose:<8}{load:>18}  {:<19} {latency:<14} {cpu:<13}", step.verdict.name());
         if step.verdict != VerdictKind::Valid {
             if step.good {
                 line.push_str("objectives met in spite of it: ");
@@ -357,7 +381,7 @@ fn level(snapshot: &Snapshot, name: &str) -> u64 {
 }
 
 /// Whether every objective was met although the generator or the machine was late: what they are late by is part of the
-/// headline's latency, so the server alone was faster still. Not for a closed loop, nor for latencies without the lag,
+/// headline's latency, so the server alone was faster. Not for a closed loop, nor for latencies without the lag,
 /// nor where less was sent or answered than offered.
 fn good_in_spite(result: &RunResult, slos: &[Slo]) -> bool {
     let headline = result.plan.headline();
@@ -367,13 +391,10 @@ fn good_in_spite(result: &RunResult, slos: &[Slo]) -> bool {
             && others.into_iter().all(|metric| slo.latency_limit_ns(metric, headline).is_none())
     };
     let enough = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio >= verdict::ACHIEVED_SHARE_MIN);
-    let late_only =
-        result.verdict.findings.iter().filter(|finding| finding.weight == Weight::Decides).all(|finding| {
-            finding.kind == VerdictKind::GeneratorLimited || finding.kind == VerdictKind::EnvironmentLimited
-        });
-    let stopped_by = capacity::limit(result, &Seen::default()).map(|limit| limit.kind);
+    let mut deciding = result.verdict.findings.iter().filter(|finding| finding.decides());
+    let late_only = deciding
+        .all(|finding| matches!(capacity::limit_kind(finding), LimitKind::Generator | LimitKind::Machine));
     late_only
-        && matches!(stopped_by, Some(LimitKind::Generator | LimitKind::Machine))
         && enough(result.achieved_ratio())
         && enough(result.sent_ratio())
         && slos.iter().all(has_the_lag)

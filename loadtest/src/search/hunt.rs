@@ -8,7 +8,9 @@
 //!
 //! Everything is behind `measure`, so tests hunt on systems whose knee is known. Start at [`hunt`].
 
-/// How often a load is tried lower after a confirmation that failed.
+use crate::result::model;
+
+/// How many loads are confirmed at most, each lower than the one before.
 const CONFIRMATIONS_MAX: usize = 5;
 /// A later round starts this share below the first knee, and grows by this factor.
 const ROUND_START: f64 = 0.8;
@@ -38,13 +40,12 @@ pub enum Purpose {
     Confirm,
 }
 
-impl Purpose {
-    /// As printed and written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Purpose::Grow => "grow",
-            Purpose::Bisect => "bisect",
-            Purpose::Confirm => "confirm",
+impl From<Purpose> for model::Purpose {
+    fn from(purpose: Purpose) -> Self {
+        match purpose {
+            Purpose::Grow => model::Purpose::Grow,
+            Purpose::Bisect => model::Purpose::Bisect,
+            Purpose::Confirm => model::Purpose::Confirm,
         }
     }
 }
@@ -69,7 +70,7 @@ pub enum StepOutcome {
     Bad,
     /// The generator or the machine made the numbers: they say nothing about the server.
     Unknown,
-    /// Somebody wants this to end.
+    /// Ended by a signal.
     Interrupted,
 }
 

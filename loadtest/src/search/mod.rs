@@ -14,13 +14,13 @@ pub mod storm;
 mod surface;
 mod watch;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 use self::args::{Over, SearchArgs};
 use self::driver::{Driver, Machine};
-use crate::result::capacity::{self, Capacity, Ending, SearchStep};
-use crate::result::model::{RunResult, VerdictKind};
-use crate::result::usl::{self, Point};
+use crate::engine::RunError;
+use crate::result::model::{Capacity, Ending, Fit, Point, RunResult, SearchStep, VerdictKind};
+use crate::result::{capacity, usl};
 
 /// Searches, and returns the run at the knee (without one: the last) with all steps and what they came to; of a surface
 /// the run at its highest knee, with all its cells.
@@ -36,14 +36,14 @@ pub fn search(args: &SearchArgs) -> Result<RunResult> {
     let mut machine = Machine::new(args.load.server_pid)?;
     let found = seek(args, aim, &mut machine);
     match (found.run, found.error) {
-        (None, Some(error)) => Err(error),
+        (None, Some(error)) => Err(error.into()),
         (None, None) => match found.steps.last() {
             Some(refused) => bail!("not even the first load is possible here: {}", refused.cause),
             None => bail!("ended before a step was done"),
         },
         (Some(run), error) => {
             if let Some(error) = error {
-                eprintln!("resound-load: the search ends here: {error:#}");
+                eprintln!("resound-load: the search ends here: {:#}", Error::from(error));
             }
             Ok(RunResult { search: found.steps, capacity: Some(found.capacity), ..run })
         }
@@ -58,7 +58,7 @@ struct Found {
     /// The run at the knee, or else the last one; none where no step could be taken.
     run: Option<RunResult>,
     /// Why it could not go on.
-    error: Option<anyhow::Error>,
+    error: Option<RunError>,
 }
 
 /// One search, from cold to its answer.
@@ -88,7 +88,7 @@ fn seek(args: &SearchArgs, aim: hunt::Aim, machine: &mut Machine) -> Found {
     let knee = knee_step.map(|index| &driver.steps[index]);
     let knees = quarry.map_or_else(Vec::new, |quarry| quarry.knees.iter().map(|knee| *knee as f64).collect());
     let capacity = Capacity {
-        over: args.over.name().to_owned(),
+        over: args.over.into(),
         ending,
         knee: knee.map(|step| step.load),
         spread_ratio: capacity::spread_ratio(&knees),
@@ -119,7 +119,7 @@ fn ending_of(ending: hunt::Ending) -> Ending {
 }
 
 /// The law of closed-loop concurrency, from the steps whose numbers are the server's.
-fn fit(steps: &[SearchStep], predict: &[f64], seed: u64) -> Result<usl::Fit, String> {
+fn fit(steps: &[SearchStep], predict: &[f64], seed: u64) -> Result<Fit, String> {
     let valid = steps.iter().filter(|step| step.verdict == VerdictKind::Valid);
     let points: Vec<Point> =
         valid.map(|step| Point { n: step.load, x_msgs_per_s: step.achieved_msgs_per_s }).collect();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Command, ValueEnum};
 
+use crate::engine::RunError;
 use crate::engine::args::{self, Goodbye, Mode, RunArgs};
 use crate::result::model::{RunResult, SloOutcome};
 use crate::result::recorder::Metric;
@@ -63,7 +64,7 @@ pub struct StormArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Bends the flags of `run` to those of a storm: `--duration` is the time after it.
+/// Turns the flags of `run` into those of a storm: `--duration` is the time after it.
 pub fn of_a_storm(command: Command) -> Command {
     command.mut_arg("duration", |arg| {
         arg.long("after").default_value("10s").help("Load after the storm").help_heading("Storm")
@@ -93,7 +94,7 @@ pub struct Outcome {
 /// Makes a storm.
 ///
 /// # Errors
-/// One line about what cannot be meant, or about why one of the runs came to nothing.
+/// One line about flags that do not go together, or about why one of the runs came to nothing.
 pub fn storm(args: &StormArgs) -> Result<Outcome> {
     let quantile = check(args)?;
     let connections = args.load.connections;
@@ -138,8 +139,12 @@ pub fn storm(args: &StormArgs) -> Result<Outcome> {
         });
         (staying.join(), gone, back)
     });
-    let stayed = stayed.map_err(|_| anyhow!("a thread panicked"))?.context("those that stay")?;
-    let gone = gone.context("those that go")?;
+    let stayed = stayed.map_err(|_| anyhow!("a thread panicked"))?;
+    // Ctrl-C reaches all that run at that time, and is nobody's failure.
+    if [Some(&stayed), Some(&gone), back.as_ref()].into_iter().flatten().any(is_ended_early) {
+        bail!("ended before the storm was over");
+    }
+    let (stayed, gone) = (stayed.context("those that stay")?, gone.context("those that go")?);
     let back = back.ok_or_else(|| anyhow!("ended before the storm"))?.context("those that come back")?;
     let asked = Asked {
         connections,
@@ -158,6 +163,10 @@ pub fn storm(args: &StormArgs) -> Result<Outcome> {
         write(&outcome, dir)?;
     }
     Ok(outcome)
+}
+
+fn is_ended_early(run: &Result<RunResult, RunError>) -> bool {
+    matches!(run, Err(RunError::EndedEarly(_)))
 }
 
 fn say(args: &StormArgs, what: &str) {

@@ -5,16 +5,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 use super::args::SearchArgs;
 use super::driver::Machine;
 use super::hunt::Aim;
 use super::{Found, seek};
 use crate::engine;
-use crate::result::model::RunResult;
+use crate::result::model::{Cell, RunResult};
 use crate::result::store;
-use crate::result::surface::{Cell, title};
+use crate::result::surface::title;
 
 /// The directory of the cells in that of the surface.
 const CELLS_DIR: &str = "cells";
@@ -22,7 +22,7 @@ const CELLS_DIR: &str = "cells";
 /// Searches for each of `cells`, and returns the run at the highest knee, with all cells.
 ///
 /// # Errors
-/// One line, if one of the combinations cannot be meant (before any is driven), or if no step of any could be taken.
+/// One line, if the flags of a combination make no sense (before any is driven), or if no step of any could be taken.
 pub(super) fn drive(args: &SearchArgs, aim: Aim, cells: &[(String, SearchArgs)]) -> Result<RunResult> {
     for (size, of_a_cell) in cells {
         let load = of_a_cell.step(aim.from);
@@ -46,7 +46,7 @@ pub(super) fn drive(args: &SearchArgs, aim: Aim, cells: &[(String, SearchArgs)])
             max_octets: load.size.max() as u64,
             capacity,
             steps,
-            error: error.map(|error| format!("{error:#}")),
+            error: error.map(|error| format!("{:#}", Error::from(error))),
         };
         say(args, &format!("{name}: {}", cell.answer()));
         if let Some(run) = run {

@@ -7,8 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::result::capacity::Seen;
-use crate::result::model::RunResult;
+use crate::result::model::{RunResult, Seen};
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_millis(250);

@@ -106,14 +106,7 @@ impl Scenario {
         let threads = (0..self.threads)
             .map(|thread| ThreadUse { name: format!("load-{thread}"), cpu_percent: 41.0 + thread as f64 })
             .collect();
-        RunResult::new(
-            self.manifest(),
-            self.plan(),
-            self.measured_s as f64,
-            collected,
-            threads,
-            self.kernel(),
-        )
+        collected.into_result(self.manifest(), self.plan(), self.measured_s as f64, threads, self.kernel())
     }
 
     /// One thread's second.

@@ -20,5 +20,5 @@ struct Flags {
 pub(crate) fn try_run(url: &str, flags: &str) -> anyhow::Result<RunResult> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let words = ["run", url, "--quiet"].into_iter().chain(flags.split_whitespace());
-    engine::run(&Flags::try_parse_from(words)?.run)
+    Ok(engine::run(&Flags::try_parse_from(words)?.run)?)
 }

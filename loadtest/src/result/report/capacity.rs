@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-use super::super::capacity::{Capacity, SearchStep, show_load};
-use super::super::model::{RunResult, VerdictKind};
+use super::super::capacity::show_load;
+use super::super::model::{Capacity, Over, Purpose, RunResult, SearchStep, VerdictKind};
 use super::super::slo::Slo;
 use super::super::units;
 use super::chart::{Axis, Chart, Format, Mark, Point, Series};
@@ -12,7 +12,7 @@ use super::{panels, verdict_class};
 /// The answer, line by line.
 pub(super) fn answer(capacity: &Capacity) -> Markup {
     html! { section {
-        h2 { "Capacity over " (capacity.over) }
+        h2 { "Capacity over " (capacity.over.name()) }
         div.scroll { table { tbody { @for (name, value) in capacity.lines() {
             tr { td { (name) } td.words { (value) } }
         } } } }
@@ -23,9 +23,9 @@ pub(super) fn answer(capacity: &Capacity) -> Markup {
 pub(super) fn latency(id: &str, steps: &[SearchStep], objectives: &[(String, f64)]) -> Markup {
     const LINES: [(&str, &str); 4] = [("max", "c4"), ("p99.9", "c2"), ("p99", "c5"), ("p50", "c3")];
     let Some(first) = steps.first() else { return html! {} };
-    let over = first.over.clone();
+    let over = first.over;
     let format: Format =
-        if over == "rate" { panels::rate_tick } else { |value| units::count(value.round() as u64) };
+        if over == Over::Rate { panels::rate_tick } else { |value| units::count(value.round() as u64) };
     let mut steps: Vec<_> = steps.iter().collect();
     steps.sort_by(|a, b| a.load.total_cmp(&b.load));
     let point = |step: &SearchStep, y: u64| Point {
@@ -63,10 +63,10 @@ pub(super) fn latency(id: &str, steps: &[SearchStep], objectives: &[(String, f64
     let (x_max, y_min, y_max) = panels::extent(&series, &marks);
     let chart = Chart {
         id: id.to_owned().into(),
-        title: format!("Latency over {over}"),
+        title: format!("Latency over {}", over.name()),
         width: panels::FULL_WIDTH,
         height: panels::TALL,
-        x: Axis::linear(x_max, &over, format),
+        x: Axis::linear(x_max, over.name(), format),
         y: Axis::log(y_min, y_max, "latency", units::latency),
         series,
         marks,
@@ -148,8 +148,8 @@ fn row(step: &SearchStep) -> Markup {
     let why = step.limit.as_ref().map_or(&step.cause, |limit| &limit.cause);
     html! {
         tr {
-            td { (show_load(&step.over, step.load)) @if step.knee { " ← knee" } }
-            td { (step.purpose) " " (step.round) }
+            td { (show_load(step.over, step.load)) @if step.knee { " ← knee" } }
+            td { (step.purpose.map_or("", Purpose::name)) " " (step.round) }
             td { (units::span_s(step.measured_s)) }
             td { (units::rate(step.achieved_msgs_per_s, "msg")) }
             td { (latency("p50")) } td { (latency("p99")) } td { (latency("p99.9")) }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::super::model::{Interval, Mode, Phase, RunResult};
 use super::super::recorder::{Metric, Recorder};
 use super::super::slo::Slo;
-use super::super::{sufficiency, units, verdict};
+use super::super::{kernel_events, sufficiency, units};
 use super::chart::{Axis, Chart, Format, Mark, Series};
 use super::series::{density, over_time, percentile_ticks, quantile_of, spectrum as spectrum_of};
 
@@ -334,7 +334,7 @@ pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
     const CLASSES: [&str; 8] =
         ["c4 stems", "c2 stems", "c1 stems", "c3 stems", "c5 stems", "c6 stems", "c7 stems", "c8 stems"];
     let moved = timeline.iter().flat_map(|interval| interval.sample.kernel_deltas.keys());
-    let mut names: Vec<&String> = moved.filter(|name| verdict::is_watched(name)).collect();
+    let mut names: Vec<&String> = moved.filter(|name| kernel_events::of_counter(name).is_some()).collect();
     names.sort();
     names.dedup();
     let whole: Format = |value| match value {
@@ -356,7 +356,7 @@ pub(super) fn kernel(result: &RunResult, timeline: &[Interval]) -> Markup {
         })
         .collect();
     let look = OverTime::full("kernel", LOW, "rise in an interval", whole, Y::LogCount);
-    let hint = "Counters that should stand still, and did not. They are the machine's, not this run's alone.";
+    let hint = "Counters that should stand still, and did not. They are the machine's: other programs move them, too.";
     match look.chart(timeline, series, Vec::new()) {
         Some(chart) => panel("Kernel counters that moved", hint, chart.render()),
         None if timeline.is_empty() || result.kernel.counters_after.is_empty() => html! {},

@@ -3,9 +3,8 @@
 
 use maud::{Markup, html};
 
-use super::super::capacity::SearchStep;
-use super::super::model::RunResult;
-use super::super::surface::{self, Cell, size_title};
+use super::super::model::{Cell, RunResult, SearchStep};
+use super::super::surface::{self, size_title};
 use super::super::units;
 use super::chart::{Axis, Chart, Mark, Point, Series};
 use super::{capacity, panels, verdict_class};

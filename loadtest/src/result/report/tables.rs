@@ -2,9 +2,9 @@
 
 use maud::{Markup, html};
 
-use super::super::model::{Finding, RunResult, SloOutcome, VerdictKind, Weight};
+use super::super::model::{Finding, RunResult, SloOutcome, VerdictKind};
 use super::super::recorder::Recorder;
-use super::super::{sufficiency, units};
+use super::super::{kernel_events, sufficiency, units};
 use super::super::{table, table::PERCENTILES};
 use super::verdict_class;
 
@@ -70,13 +70,13 @@ fn outcome_class(outcome: SloOutcome) -> &'static str {
 
 /// Everything that was noticed besides what decided the verdict.
 pub(super) fn findings(result: &RunResult) -> Markup {
-    let others: Vec<&Finding> = result.verdict.also_noticed(&result.slos).collect();
+    let others: Vec<&Finding> = result.verdict.also_noticed().collect();
     html! { @if !others.is_empty() { section {
         h2 { "Also noticed" }
         ul.findings { @for finding in others {
-            @let decides = finding.weight == Weight::Decides;
-            li class=(if decides { verdict_class(finding.kind) } else { "plain" }) {
-                @if decides { b { (finding.kind.name()) ": " } } @else if finding.kind != VerdictKind::Valid { "Note: " }
+            @let decides = finding.decides();
+            li class=(if decides { verdict_class(finding.verdict) } else { "plain" }) {
+                @if decides { b { (finding.verdict.name()) ": " } } @else if finding.verdict != VerdictKind::Valid { "Note: " }
                 (finding.cause)
                 @if !finding.cure.is_empty() { small { (finding.cure) } }
             }
@@ -169,7 +169,11 @@ pub(super) fn environment(result: &RunResult) -> Markup {
         } }
         @if !deltas.is_empty() { details {
             summary { "Kernel counters that rose in the measured part" }
-            div.scroll { table { tbody { @for (name, delta) in deltas { tr { td { code { (name) } } td.words { "+" (units::count(delta)) } } } } } }
+            div.scroll { table { tbody { @for (name, delta) in deltas { tr {
+                td { code { (name) } }
+                td.words { "+" (units::count(delta)) }
+                td.words { @if let Some(event) = kernel_events::of_counter(name) { (event.what) small { (event.cure) } } }
+            } } } } }
         } }
         @if !manifest.merged_from.is_empty() { details {
             summary { "Merged from " (manifest.merged_from.len()) " runs" }

@@ -3,23 +3,36 @@
 //! Start at [`RunResult`]. Keys carry their units; docs/result-json.md describes them for readers of the
 //! file. A histogram is embedded whole (base64 of HdrHistogram's V2 deflate encoding), so reports and
 //! merges need nothing but the file; the percentiles beside it are for human eyes and are recomputed on reading.
-//! A change that a reader of an older file would misunderstand raises [`SCHEMA_VERSION`].
+//! A change that a reader of older files would misunderstand raises [`SCHEMA_VERSION`].
+//!
+//! This is data: types, their names, and looking things up in them. The modules that compute something from a result use
+//! this one, and it names none of them (tests/module_graph.rs).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::capacity::{Capacity, SearchStep};
-use super::collector::Collected;
 use super::recorder::{Counts, Metric, Recorder};
 use super::sparse::Sparse;
-use super::surface::Cell;
+
+mod search;
+mod verdict;
+
+pub use self::search::{
+    Capacity, Cell, ConnectionCost, Ending, Estimate, Fit, Law, Limit, LimitKind, Over, Point, Prediction,
+    Purpose, SearchStep, Seen,
+};
+pub use self::verdict::{Finding, FindingKind, SloOutcome, SloResult, Verdict, VerdictKind, Weight};
 
 /// The value of `schema` in every result file.
 pub const SCHEMA: &str = "resound-load/result";
 
-/// The version this program writes, and the only one it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The version this program writes. Since 2 the findings of a verdict have kinds; before that `kind` was what is now
+/// `verdict`.
+pub const SCHEMA_VERSION: u32 = 2;
+
+/// The oldest version this program reads.
+pub const SCHEMA_VERSION_MIN: u32 = 1;
 
 /// Histograms by metric. A metric nothing was recorded for is absent.
 pub type Recorders = BTreeMap<Metric, Recorder>;
@@ -32,7 +45,7 @@ pub type IntervalHistograms = BTreeMap<Metric, Sparse>;
 pub struct RunResult {
     /// Always [`SCHEMA`].
     pub schema: String,
-    /// Always [`SCHEMA_VERSION`].
+    /// Always [`SCHEMA_VERSION`]: what is older becomes that as it is read.
     pub schema_version: u32,
     /// Who ran what, where and when.
     pub manifest: Manifest,
@@ -71,61 +84,6 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    /// A result of what the engine collected, not judged yet: `slos` and `verdict` are filled in by the command line.
-    pub fn new(
-        manifest: Manifest,
-        plan: Plan,
-        measured_s: f64,
-        collected: Collected,
-        generator_threads: Vec<ThreadUse>,
-        kernel: KernelEvidence,
-    ) -> Self {
-        RunResult {
-            schema: SCHEMA.to_owned(),
-            schema_version: SCHEMA_VERSION,
-            rates: Rates::of(&plan, &collected.totals, &collected.intervals, measured_s),
-            manifest,
-            plan,
-            measured_s,
-            interrupted: false,
-            totals: collected.totals,
-            histograms: collected.histograms,
-            intervals: collected.intervals,
-            generator_threads,
-            kernel,
-            slos: Vec::new(),
-            verdict: Verdict::default(),
-            search: Vec::new(),
-            capacity: None,
-            surface: Vec::new(),
-        }
-    }
-
-    /// What the run is rated by, /s: replies in echo mode, deliveries in broadcast, upgrades in connect mode.
-    pub fn achieved_per_s(&self) -> f64 {
-        match self.plan.mode {
-            Mode::Echo | Mode::Broadcast => self.rates.received_msgs_per_s,
-            Mode::Connect => self.rates.upgrades_per_s,
-        }
-    }
-
-    /// The achieved share of the offered rate; `None` in closed loop. In broadcast, of the deliveries due for it.
-    pub fn achieved_ratio(&self) -> Option<f64> {
-        let offered = self.rates.offered_msgs_per_s.filter(|rate| *rate > 0.0)?;
-        let copies = match self.plan.mode {
-            Mode::Broadcast if self.totals.sent > 0 => self.totals.expected as f64 / self.totals.sent as f64,
-            _ => 1.0,
-        };
-        Some(self.achieved_per_s() / (offered * copies))
-    }
-
-    /// The share of the scheduled operations that the generator began; `None` in closed loop.
-    pub fn sent_ratio(&self) -> Option<f64> {
-        let offered = self.rates.offered_msgs_per_s.filter(|_| self.totals.scheduled > 0);
-        let begun = if self.plan.mode == Mode::Connect { self.totals.connects } else { self.totals.sent };
-        offered.map(|_| begun as f64 / self.totals.scheduled as f64)
-    }
-
     /// What a metric holds; `None` where nothing was recorded.
     pub fn recorder(&self, metric: Metric) -> Option<&Recorder> {
         self.histograms.get(&metric)
@@ -356,39 +314,6 @@ pub struct Rates {
     pub payload_received_octets_per_s: f64,
 }
 
-impl Rates {
-    /// Rates of `totals` over `measured_s` seconds.
-    ///
-    /// What was received *within* the measured part follows from what was due and from how the messages in flight
-    /// changed: replies that came after its end are in the totals, but were not achieved in time.
-    pub fn of(plan: &Plan, totals: &Counts, intervals: &[Interval], measured_s: f64) -> Self {
-        let per_s = |count: f64| if measured_s > 0.0 { count / measured_s } else { 0.0 };
-        // What is lost stays in flight, unless its connection ended: it is not taken off twice.
-        let grown = in_flight_growth(intervals).unwrap_or(0) as f64;
-        let received = (totals.expected as f64 - grown.max(totals.lost as f64)).max(0.0);
-        // The totals hold those of the ramp and of the warm-up too.
-        let measured = intervals.iter().filter(|interval| interval.phase == Phase::Measure);
-        let upgrades: u64 = measured.map(|interval| interval.counts.upgrades).sum();
-        Rates {
-            offered_msgs_per_s: plan.offered_msgs_per_s(),
-            sent_msgs_per_s: per_s(totals.sent as f64),
-            received_msgs_per_s: per_s(received),
-            upgrades_per_s: per_s(upgrades as f64),
-            payload_sent_octets_per_s: per_s(totals.payload_sent_octets as f64),
-            payload_received_octets_per_s: per_s(totals.payload_received_octets as f64),
-        }
-    }
-}
-
-/// By how many messages the load in flight grew (or, negative, shrank) over the measured part; `None` where the
-/// timeline has no measured part. Without an interval before it, nothing was in flight at its start.
-pub fn in_flight_growth(intervals: &[Interval]) -> Option<i64> {
-    let first = intervals.iter().position(|interval| interval.phase == Phase::Measure)?;
-    let last = intervals.iter().rfind(|interval| interval.phase == Phase::Measure)?;
-    let before = first.checked_sub(1).map_or(0, |index| intervals[index].in_flight);
-    Some(last.in_flight as i64 - before as i64)
-}
-
 /// Which part of the run an interval belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -463,190 +388,4 @@ pub struct KernelEvidence {
     pub levels_before: BTreeMap<String, u64>,
     /// Levels after.
     pub levels_after: BTreeMap<String, u64>,
-}
-
-impl KernelEvidence {
-    /// By how much a counter rose.
-    pub fn delta(&self, name: &str) -> u64 {
-        let before = self.counters_before.get(name).copied().unwrap_or(0);
-        self.counters_after.get(name).map_or(0, |after| after.saturating_sub(before))
-    }
-
-    /// Every counter that moved, with by how much.
-    pub fn deltas(&self) -> BTreeMap<&str, u64> {
-        let moved = self.counters_after.keys().map(|name| (name.as_str(), self.delta(name)));
-        moved.filter(|(_, delta)| *delta > 0).collect()
-    }
-}
-
-/// What an objective came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SloOutcome {
-    /// Met, and the samples suffice to say so.
-    Pass,
-    /// Missed.
-    Fail,
-    /// Not decidable with so few samples.
-    TooFewSamples,
-}
-
-/// One objective and what it came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SloResult {
-    /// As written: `p99.9<5ms`.
-    pub expression: String,
-    /// What it came to.
-    pub outcome: SloOutcome,
-    /// A sentence with the numbers.
-    pub why: String,
-    /// The limit, in `unit`.
-    pub limit: f64,
-    /// What was observed, in `unit`; absent where nothing was.
-    pub observed: Option<f64>,
-    /// Lower end of the 95 % rank interval, in `unit` (percentiles only).
-    #[serde(default)]
-    pub low: Option<f64>,
-    /// Upper end of the 95 % rank interval, in `unit`; absent where the samples give no upper bound.
-    #[serde(default)]
-    pub high: Option<f64>,
-    /// Samples beyond the percentile asked for (percentiles only).
-    #[serde(default)]
-    pub samples_beyond: Option<u64>,
-    /// `ns`, `ratio` or `msgs_per_s`.
-    pub unit: String,
-}
-
-impl SloResult {
-    /// The objective and what it came to, in a sentence.
-    pub fn sentence(&self) -> String {
-        format!("{}: {}", self.expression, self.why)
-    }
-}
-
-/// Whether the numbers may be believed, and what they say.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING-KEBAB-CASE")]
-pub enum VerdictKind {
-    /// The numbers are the server's, and every objective was met.
-    #[default]
-    Valid,
-    /// The generator, not the server, made these numbers.
-    GeneratorLimited,
-    /// The kernel or the machine, not the server, made these numbers.
-    EnvironmentLimited,
-    /// The numbers are the server's, and an objective was missed.
-    SloMiss,
-    /// The numbers are the server's, but too few to decide an objective.
-    TooFewSamples,
-}
-
-impl VerdictKind {
-    /// As printed: `GENERATOR-LIMITED`.
-    pub fn name(self) -> &'static str {
-        match self {
-            VerdictKind::Valid => "VALID",
-            VerdictKind::GeneratorLimited => "GENERATOR-LIMITED",
-            VerdictKind::EnvironmentLimited => "ENVIRONMENT-LIMITED",
-            VerdictKind::SloMiss => "SLO-MISS",
-            VerdictKind::TooFewSamples => "TOO-FEW-SAMPLES",
-        }
-    }
-}
-
-/// The verdict: the weightiest finding, and all the others.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// The verdict.
-    pub kind: VerdictKind,
-    /// Why, in a sentence with numbers.
-    pub cause: String,
-    /// What to do about it; empty for VALID.
-    pub cure: String,
-    /// Every finding, weightiest first, the deciding one included.
-    pub findings: Vec<Finding>,
-}
-
-impl Verdict {
-    /// What was noticed besides what decided the verdict and besides the objectives, which are listed on their own.
-    pub fn also_noticed<'a>(&'a self, slos: &'a [SloResult]) -> impl Iterator<Item = &'a Finding> {
-        let is_objective = |finding: &Finding| slos.iter().any(|slo| finding.cause == slo.sentence());
-        self.findings.iter().filter(move |finding| finding.cause != self.cause && !is_objective(finding))
-    }
-}
-
-/// How much a finding weighs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Weight {
-    /// It decides the verdict, unless a weightier kind does.
-    Decides,
-    /// Worth knowing; the verdict stands without it.
-    Note,
-}
-
-/// One thing that was noticed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Finding {
-    /// What it speaks for.
-    pub kind: VerdictKind,
-    /// How much it weighs.
-    pub weight: Weight,
-    /// What was seen, in a sentence with numbers.
-    pub cause: String,
-    /// What to do about it.
-    pub cure: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interval(phase: Phase, in_flight: u64) -> Interval {
-        Interval {
-            phase,
-            start_ms: 0,
-            length_ms: 1_000,
-            counts: Counts::default(),
-            in_flight,
-            connections_open: 0,
-            histograms: IntervalHistograms::new(),
-            thread_cpu_percent: Vec::new(),
-            sample: Sample::default(),
-        }
-    }
-
-    #[test]
-    fn replies_after_the_end_or_lost_were_not_achieved_in_time() {
-        let plan = Plan {
-            url: String::new(),
-            mode: Mode::Echo,
-            load: Load::Open { arrival: Arrival::Fixed, offered_msgs_per_s: 1_000.0 },
-            late: LatePolicy::CatchUp,
-            connections: 1,
-            publishers: 0,
-            duration_s: 2.0,
-            warmup_s: 1.0,
-            ramp_connects_per_s: None,
-            sizes: Vec::new(),
-            text: false,
-            threads: 1,
-            io: Io::Epoll,
-            sources: Vec::new(),
-            churn_per_s: 0.0,
-            deflate: false,
-            subprotocol: None,
-        };
-        // 20 were in flight when it began and 520 when it ended, of which 100 never came; the drain brought the rest.
-        let phases = [(Phase::Warmup, 20), (Phase::Measure, 300), (Phase::Measure, 520), (Phase::Drain, 0)];
-        let intervals = phases.map(|(phase, in_flight)| interval(phase, in_flight));
-        let totals = Counts { sent: 2_000, expected: 2_000, received: 1_900, lost: 100, ..Counts::default() };
-        let rates = Rates::of(&plan, &totals, &intervals, 2.0);
-        assert_eq!((rates.sent_msgs_per_s, rates.received_msgs_per_s), (1_000.0, 750.0));
-        // Lost with their connections, which are gone, and so not in flight.
-        let totals = Counts { lost: 600, received: 1_400, ..totals };
-        assert_eq!(Rates::of(&plan, &totals, &intervals, 2.0).received_msgs_per_s, 700.0);
-        assert_eq!(in_flight_growth(&intervals), Some(500));
-        assert_eq!(in_flight_growth(&intervals[..1]), None);
-    }
 }
