@@ -8,26 +8,23 @@
 //! Start at [`Connection::receive`]. It must never do I/O, read a clock or panic on what a peer sent.
 
 mod deflate;
+mod partial;
 
 use std::ops::Range;
 
 use super::frame::{CONTROL_LEN_MAX, HEADER_LEN_MAX};
 use super::utf8::{self, Utf8};
+use super::work::Work;
 use super::{
     CloseCode, Codecs, Compressors, FrameHeader, Handler, Message, Opcode, ProtocolError, Reply, close,
 };
 use crate::mask::{self, MaskingKey};
 use crate::replies::Replies;
-use deflate::{Compression, Inflating};
+use deflate::Compression;
+use partial::{Ahead, Partial};
 
 /// Octets left free in front of a message that is put together, for the header of its reply.
 const HEADROOM: usize = HEADER_LEN_MAX;
-/// A message that arrives in pieces may reserve this much, or [`GROWTH`] times what has arrived, ahead of its octets.
-const RESERVE_AHEAD: usize = 64 * 1024;
-/// A seventh of a long message is copied as it grows; with 1 it would be all of it (`docs/io-uring.md`). What is reserved
-/// and not used costs addresses, not memory.
-const GROWTH: usize = 7;
-
 /// Who we are on this connection (RFC 6455 §5.1: a client masks, a server does not).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -74,23 +71,6 @@ impl Default for Limits {
 struct Unfinished {
     opcode: Opcode,
     fin: bool,
-}
-
-/// What has arrived of a message, or of a control frame inside it, that could not be handled in place.
-#[derive(Debug)]
-struct Partial {
-    /// [`HEADROOM`], then the message so far, as it came if it is compressed. Empty when there is none yet.
-    message: Vec<u8>,
-    /// What the message so far inflates to, if it is compressed and there was memory to inflate it as it comes.
-    inflating: Option<Box<Inflating>>,
-    control: [u8; CONTROL_LEN_MAX],
-    control_len: u8,
-}
-
-impl Partial {
-    fn new() -> Box<Self> {
-        Box::new(Self { message: Vec::new(), inflating: None, control: [0; CONTROL_LEN_MAX], control_len: 0 })
-    }
 }
 
 /// The protocol state of one connection.
@@ -182,9 +162,13 @@ impl Connection {
     ) -> Result<usize, ProtocolError> {
         replies.clear(at);
         let mut input = Input { buffer, read: at, replies };
-        let result = self.receive_frames(&mut input, limits, codecs, handler).map(|()| 0);
+        if self.compression.is_some() {
+            codecs.work = Work::new(limits.inflate_octets_max);
+        }
+        let result = self.receive_frames(&mut input, limits, codecs, handler);
         if let Err(error) = result {
             self.fail(error, &mut input);
+            codecs.trim();
         }
         result
     }
@@ -192,7 +176,8 @@ impl Connection {
     /// The octets that it holds beyond its own size, all of them leased from the codecs' meter.
     #[inline]
     pub fn held_octets(&self) -> usize {
-        0
+        let partial = self.partial.as_ref().map_or(0, |partial| partial.held_octets());
+        partial + self.compression.as_ref().map_or(0, |compression| compression.held_octets())
     }
 
     /// Whether a frame header, a frame or a message has begun and is not complete.
@@ -210,6 +195,11 @@ impl Connection {
         if self.state == State::Open {
             self.state = State::Closing;
             self.forget_messages();
+            // What has arrived of a message will not be reported.
+            if let Some(partial) = &mut self.partial {
+                partial.drop_message();
+                partial.inflating = None;
+            }
             self.write_control(
                 Opcode::Close,
                 &[&code.to_wire().to_be_bytes(), reason.as_bytes()].concat(),
@@ -234,23 +224,26 @@ impl Connection {
         limits: &Limits,
         codecs: &mut Codecs,
         handler: &mut H,
-    ) -> Result<(), ProtocolError> {
+    ) -> Result<usize, ProtocolError> {
         while self.state != State::Closed {
             let frame = match self.frame {
                 Some(frame) => frame,
-                None if input.unread_len() == 0 => return Ok(()),
+                None if input.unread_len() == 0 => return Ok(0),
                 None => {
                     if let Some(header) = self.read_small_header(input, limits) {
                         self.whole_message(&header, input, handler)?;
                         continue;
                     }
-                    let Some(header) = self.read_header(input)? else { return Ok(()) };
+                    let Some(header) = self.read_header(input)? else { return Ok(0) };
                     self.check_header(&header, limits)?;
                     if self.is_whole_message(&header, input) {
                         match self.compression {
                             None => self.whole_message(&header, input, handler)?,
                             Some(_) => {
                                 self.whole_message_with_deflate(header, input, limits, codecs, handler)?;
+                                if codecs.work.is_done() {
+                                    return Ok(input.unread_len() as usize);
+                                }
                             }
                         }
                         continue;
@@ -264,16 +257,19 @@ impl Connection {
             };
             self.read_payload(frame, input, limits, codecs)?;
             if self.payload_left > 0 {
-                return Ok(());
+                return Ok(input.unread_len() as usize);
             }
             self.frame = None;
             if frame.opcode.is_control() {
                 self.end_control(frame.opcode, input, handler)?;
             } else if frame.fin {
                 self.end_message(input, limits, codecs, handler)?;
+                if self.compression.is_some() && codecs.work.is_done() {
+                    return Ok(input.unread_len() as usize);
+                }
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     /// The header of what nearly every frame is: a whole message of at most 125 octets, all of it here, on a
@@ -453,29 +449,31 @@ impl Connection {
             return Ok(());
         }
         if self.is_deflated && !frame.opcode.is_control() {
-            self.read_deflated(input, len, limits, codecs)?;
-            self.advance(len, input);
+            let read = self.read_deflated(frame, input, len, limits, codecs)?;
+            self.advance(read, input);
             return Ok(());
         }
-        let piece = &unread[..len];
-        let partial = self.partial.get_or_insert_with(Partial::new);
         if frame.opcode.is_control() {
+            let partial = self.partial.get_or_insert_with(|| Partial::new(codecs.meter()));
             let at = usize::from(partial.control_len);
             let target = &mut partial.control[at..at + len];
-            target.copy_from_slice(piece);
+            target.copy_from_slice(&unread[..len]);
             mask::unmask_in_place(target, self.masking_key);
             partial.control_len += len as u8;
-        } else {
-            let message = &mut partial.message;
-            if message.is_empty() {
-                message.reserve(HEADROOM + RESERVE_AHEAD.min(self.payload_left as usize));
-                message.resize(HEADROOM, 0);
-            }
-            let at = message.len();
-            message.reserve(len.max((self.payload_left as usize).min(RESERVE_AHEAD.max(GROWTH * at))));
-            let is_ascii = mask::unmask_append(message, piece, self.masking_key);
+        } else if self.state == State::Open {
+            let partial = self.partial.get_or_insert_with(|| Partial::new(codecs.meter()));
+            partial.reserve(len, Ahead { left: self.payload_left - len as u64, is_last: frame.fin })?;
+            let at = partial.message.len();
+            let is_ascii = mask::unmask_append(&mut partial.message, &unread[..len], self.masking_key);
             if self.message == Some(Opcode::Text) {
-                self.utf8.push(&message[at..], is_ascii)?;
+                self.utf8.push(&partial.message[at..], is_ascii)?;
+            }
+        } else {
+            // It will not be reported, but must be right.
+            let piece = &mut input.buffer[input.read..][..len];
+            let is_ascii = mask::unmask_in_place(piece, self.masking_key);
+            if self.message == Some(Opcode::Text) {
+                self.utf8.push(piece, is_ascii)?;
             }
         }
         self.advance(len, input);
@@ -502,7 +500,11 @@ impl Connection {
             return self.end_deflated(opcode, input, limits, codecs, handler);
         }
         self.utf8.finish()?;
-        let mut octets = match self.partial.take() {
+        let partial = self.partial.take();
+        if self.state != State::Open {
+            return Ok(());
+        }
+        let mut octets = match partial {
             Some(partial) if !partial.message.is_empty() => partial.message,
             _ => vec![0; HEADROOM],
         };
@@ -510,14 +512,12 @@ impl Connection {
         let header_len = header.encoded_len();
         let start = HEADROOM - header_len;
         header.write(&mut octets[start..]);
-        if self.state == State::Open
-            && handler.message(Message::new(&octets[start..], header_len, opcode)) == Reply::Echo
-        {
+        if handler.message(Message::new(&octets[start..], header_len, opcode)) == Reply::Echo {
             if self.compression.is_some() && self.deflate(&octets[HEADROOM..], codecs) {
-                self.push_message(opcode, codecs, input);
-            } else {
-                input.push(octets, start);
+                drop(octets);
+                return self.push_message(opcode, codecs, input);
             }
+            input.push(octets, start);
         }
         Ok(())
     }
@@ -592,6 +592,9 @@ impl Connection {
         self.state = State::Closed;
         self.partial = None;
         self.frame = None;
+        self.message = None;
+        self.head_len = 0;
+        self.forget_messages();
     }
 
     /// Replies with a control frame, in place if it fits over what has been read.

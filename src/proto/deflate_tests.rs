@@ -1,6 +1,9 @@
 //! RFC 7692 §7.2 on octets: the examples of §7.2.3, blocks of every kind, limits, and a second opinion from
 //! another implementation.
 
+use super::super::Opcode;
+use super::super::buffer::{BUFFER_KEPT_MAX, GROW_LEN_MIN};
+use super::super::frame::HEADER_LEN_MAX;
 use super::*;
 use proptest::prelude::*;
 
@@ -16,25 +19,55 @@ const SETTINGS: DeflateSettings = DeflateSettings {
 /// "Hello" in the blocks of §7.2.3.1: fixed Huffman codes, and the header octet of the empty block.
 const HELLO: [u8; 7] = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
 
+fn limits(len_max: u64) -> InflateLimits {
+    InflateLimits { len_max, ratio_max: 0 }
+}
+
 /// What a message inflates to, in pieces that end at `cuts`.
 fn inflated_in(
     inflater: &mut Inflater,
     deflated: &[u8],
     cuts: &[usize],
-    limit: u64,
+    len_max: u64,
 ) -> Result<Vec<u8>, ProtocolError> {
-    let (mut message, mut seen, mut start) = (Inflated::default(), Vec::new(), 0);
+    inflated_with(inflater, deflated, cuts, &limits(len_max), usize::MAX)
+}
+
+/// The same, inflating `work_octets` at a time.
+fn inflated_with(
+    inflater: &mut Inflater,
+    deflated: &[u8],
+    cuts: &[usize],
+    limits: &InflateLimits,
+    work_octets: usize,
+) -> Result<Vec<u8>, ProtocolError> {
+    let (mut message, mut seen, mut start) = (Buffer::default(), Vec::new(), 0);
     for &end in cuts.iter().chain([&deflated.len()]) {
-        inflater.inflate(&deflated[start..end], &[], &mut message, limit, |piece| {
-            seen.extend_from_slice(piece);
-            Ok(())
-        })?;
-        start = end;
+        loop {
+            let (mut work, before) = (Work::new(work_octets), seen.len());
+            let work_max = work.left();
+            let part = &deflated[start..end];
+            let unread = inflater.inflate(part, &[], &mut message, limits, &mut work, |piece| {
+                seen.extend_from_slice(piece);
+                Ok(())
+            })?;
+            assert!(
+                seen.len() - before <= work_max.saturating_add(PENDING_MAX),
+                "it stops when that is done"
+            );
+            start = end - unread;
+            if unread == 0 {
+                break;
+            }
+        }
     }
     inflater.finish()?;
-    assert_eq!(message.0.message(), seen, "every octet is checked once, in order");
+    assert_eq!(message.message(), seen, "every octet is checked once, in order");
     Ok(seen)
 }
+
+/// How much comes out without any input, once all of it is read: a few codes of one octet, for 258 each.
+const PENDING_MAX: usize = 16 * 1024;
 
 fn inflated(deflated: &[u8]) -> Result<Vec<u8>, ProtocolError> {
     inflated_in(&mut Inflater::default(), deflated, &[], u64::MAX)
@@ -42,7 +75,7 @@ fn inflated(deflated: &[u8]) -> Result<Vec<u8>, ProtocolError> {
 
 fn deflated(deflater: &mut Deflater, message: &[u8]) -> Vec<u8> {
     let mut target = Buffer::default();
-    deflater.deflate(message, &mut target);
+    deflater.deflate(message, &mut target).unwrap();
     target.message().to_vec()
 }
 
@@ -107,14 +140,15 @@ fn blocks_may_follow_one_with_bfinal_set_and_refer_to_it() {
     second.truncate(raw.total_out() as usize - 4);
     assert!(second.len() < 10, "it is a reference");
     // Also into a message before.
-    let mut message = Inflated::default();
+    let mut message = Buffer::default();
     let mut inflater = Inflater::default();
-    inflater.reset(b"one two three ");
+    inflater.begin(b"one two three ");
     let empty_and_final = [0x03, 0x00];
     for part in [&empty_and_final[..], &second] {
-        inflater.inflate(part, b"one two three ", &mut message, 14, |_| Ok(())).unwrap();
+        let mut work = Work::endless();
+        inflater.inflate(part, b"one two three ", &mut message, &limits(14), &mut work, |_| Ok(())).unwrap();
     }
-    assert_eq!((message.0.message(), inflater.finish()), (&b"one two three "[..], Ok(())));
+    assert_eq!((message.message(), inflater.finish()), (&b"one two three "[..], Ok(())));
     let message = [&first[..], &second].concat();
     for cut in 0..=message.len() {
         let twice = inflated_in(&mut Inflater::default(), &message, &[cut], 28).unwrap();
@@ -166,24 +200,28 @@ fn a_message_may_reach_the_limit_and_not_an_octet_more() {
 fn a_bomb_takes_no_more_memory_than_the_limit() {
     let bomb = bomb(64 << 20);
     assert!(bomb.len() < 70_000);
-    let (mut message, mut seen) = (Inflated::default(), 0);
-    let result = Inflater::default().inflate(&bomb, &[], &mut message, 1 << 20, |piece| {
-        seen += piece.len();
-        Ok(())
-    });
+    let meter = Meter::default();
+    let (mut message, mut seen, mut work) = (Buffer::owned(&meter), 0, Work::endless());
+    let result =
+        Inflater::default().inflate(&bomb, &[], &mut message, &limits(1 << 20), &mut work, |piece| {
+            seen += piece.len();
+            Ok(())
+        });
     assert_eq!(result, Err(ProtocolError::MessageTooBig));
-    assert!(seen <= 1 << 20 && message.0.octets.capacity() <= (2 << 20) + 100);
+    assert!(seen == 1 << 20 && meter.used() <= (1 << 20) + GROW_LEN_MIN, "{}", meter.used());
 }
 
 #[test]
 fn the_check_ends_a_message_before_the_rest_of_it_is_inflated() {
-    let (mut message, mut calls) = (Inflated::default(), 0);
-    let result = Inflater::default().inflate(&bomb(16 << 20), &[], &mut message, u64::MAX, |_| {
+    let meter = Meter::default();
+    let (mut message, mut calls, mut work) = (Buffer::owned(&meter), 0, Work::endless());
+    let (bomb, limits) = (bomb(16 << 20), limits(u64::MAX));
+    let result = Inflater::default().inflate(&bomb, &[], &mut message, &limits, &mut work, |_| {
         calls += 1;
         Err(ProtocolError::InvalidUtf8)
     });
     assert_eq!((result, calls), (Err(ProtocolError::InvalidUtf8), 1));
-    assert!(message.0.octets.len() <= GROW_LEN_MIN + HEADER_LEN_MAX);
+    assert!(meter.used() <= GROW_LEN_MIN + HEADER_LEN_MAX);
 }
 
 #[test]
@@ -199,45 +237,127 @@ fn a_history_is_the_end_of_what_was_said() {
 }
 
 #[test]
-fn leases_add_up_to_the_limit_and_end_when_dropped() {
-    let codecs = Codecs::new(DeflateSettings { memory_bytes_max: 100, ..SETTINGS });
+fn what_connections_own_for_compression_is_a_share_of_the_workers_memory() {
+    let meter = Meter::new(1000);
+    let codecs = Codecs::with_meter(DeflateSettings { memory_bytes_max: 100, ..SETTINGS }, meter.clone());
     let (first, second) = (codecs.lease(60), codecs.lease(40));
     assert!(first.is_some() && second.is_some() && codecs.lease(1).is_none());
-    assert_eq!(codecs.memory_bytes(), 100);
+    assert_eq!((codecs.memory_bytes(), meter.used()), (100, 100));
     drop(first);
-    assert!(codecs.lease(60).is_some());
+    let _all_else = meter.take(960).unwrap();
+    assert!(codecs.lease(1).is_none(), "the share has room, the worker has not");
     drop(codecs);
     drop(second);
+    assert_eq!(meter.used(), 960);
 }
 
 #[test]
 fn long_messages_leave_no_memory_behind() {
     let mut codecs = Codecs::new(SETTINGS);
-    let message = vec![7; 3 << 20];
-    assert!(codecs.compressors.deflate(15, &[], &message, &mut codecs.deflated));
-    let mut inflater = codecs.take_inflater(&[]);
-    inflater.inflate(codecs.deflated.message(), &[], &mut codecs.inflated, u64::MAX, |_| Ok(())).unwrap();
-    assert!(codecs.inflated.0.octets.capacity() >= message.len());
+    let (message, mut work) = (vec![7; 3 << 20], Work::endless());
+    assert!(codecs.compressors.deflate(15, &[], &message, &mut codecs.deflated, &mut work));
+    let mut inflater = codecs.take_inflater(&[]).unwrap();
+    let (deflated, inflated) = (codecs.deflated.message(), &mut codecs.inflated);
+    inflater.inflate(deflated, &[], inflated, &limits(u64::MAX), &mut work, |_| Ok(())).unwrap();
+    assert!(codecs.meter().used() >= message.len(), "it counts while it is there");
     codecs.trim();
-    assert!(codecs.inflated.0.octets.capacity() <= BUFFER_KEPT_MAX);
+    assert_eq!(codecs.meter().used(), 0);
+    assert!(codecs.inflated.capacity() <= BUFFER_KEPT_MAX);
+}
+
+#[test]
+fn a_message_that_there_is_no_memory_to_compress_goes_out_as_it_is() {
+    let mut codecs = Codecs::new(SETTINGS);
+    codecs.meter().set_free(1 << 20);
+    let noise = noise(2 << 20);
+    let (compressors, target) = (&mut codecs.compressors, &mut codecs.deflated);
+    assert!(!compressors.deflate(15, &[], &noise, target, &mut Work::endless()));
+    assert!(
+        compressors.deflate(15, &[], &[7; 1000], target, &mut Work::endless()),
+        "the next one is not hurt"
+    );
+    assert_eq!(inflated(target.message()).unwrap(), [7; 1000]);
+}
+
+/// Octets that do not become fewer.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    (0..len).map(next).collect()
+}
+
+#[test]
+fn inflating_stops_when_its_work_is_done_and_goes_on_from_there() {
+    let bomb = bomb(8 << 20);
+    let whole = inflated(&bomb).unwrap();
+    for octets in [0, 1000, 100_000, 1 << 20] {
+        let limits = limits(u64::MAX);
+        let result = inflated_with(&mut Inflater::default(), &bomb, &[1, 4000], &limits, octets);
+        assert!(result.as_ref() == Ok(&whole), "{octets}");
+    }
+}
+
+#[test]
+fn windows_that_are_told_again_and_again_are_work() {
+    // A final block that is empty, 10,000 times: each has the decompressor told of all that came before.
+    let mut message = deflated(&mut Deflater::new(&SETTINGS, 15), &noise(40_000));
+    message.extend(TAIL.iter().chain(&[0x03, 0x00].repeat(10_000)));
+    let (mut inflater, mut buffer) = (Inflater::default(), Buffer::default());
+    let (mut part, mut times) = (&message[..], 0);
+    while !part.is_empty() {
+        let (mut work, limits) = (Work::new(1 << 20), limits(u64::MAX));
+        let unread = inflater.inflate(part, &[], &mut buffer, &limits, &mut work, |_| Ok(())).unwrap();
+        part = &part[part.len() - unread..];
+        times += 1;
+    }
+    assert!((100..1000).contains(&times), "{times}");
+}
+
+/// How a message of `parts` comes out, if it may inflate to `ratio_max` times its length.
+fn with_ratio(parts: &[&[u8]], ratio_max: usize) -> Result<usize, ProtocolError> {
+    let deflated = deflated(&mut Deflater::new(&SETTINGS, 15), &parts.concat());
+    let limits = InflateLimits { len_max: u64::MAX, ratio_max };
+    let whole = inflated_with(&mut Inflater::default(), &deflated, &[], &limits, usize::MAX);
+    let len = deflated.len();
+    for cuts in [&[10, 500, len.min(1100), len.min(1101)][..], &[len / 2], &[len - 1]] {
+        for octets in [usize::MAX, 300_000] {
+            let cut = inflated_with(&mut Inflater::default(), &deflated, cuts, &limits, octets);
+            assert!(cut == whole, "{cuts:?} {octets}");
+        }
+    }
+    whole.map(|message| message.len())
+}
+
+#[test]
+fn a_message_may_inflate_to_a_mib_and_then_to_a_multiple_of_its_length() {
+    let (zeros, noise) = (&[0; 1 << 20][..], &noise(1 << 20)[..]);
+    assert_eq!(with_ratio(&[zeros], 1), Ok(1 << 20), "the first MiB is free");
+    assert_eq!(with_ratio(&[zeros, zeros], 200), Err(ProtocolError::InflationRatio));
+    assert_eq!(with_ratio(&[zeros, zeros, zeros], 0), Ok(3 << 20), "0 is any");
+    assert_eq!(with_ratio(&[zeros, zeros, zeros], 1100), Ok(3 << 20), "no stream is denser");
+    assert_eq!(with_ratio(&[noise, zeros, zeros], 3), Ok(3 << 20), "what came before counts");
+    assert_eq!(
+        with_ratio(&[zeros, zeros, noise], 3),
+        Err(ProtocolError::InflationRatio),
+        "not what comes later"
+    );
 }
 
 #[test]
 fn what_does_not_become_shorter_goes_out_as_it_is() {
-    let mut compressors = Compressors::new(DeflateSettings { message_len_min: 10, ..SETTINGS });
-    let mut target = Buffer::default();
-    assert!(!compressors.deflate(15, &[], b"aaaaaaaaa", &mut target), "too short");
-    assert!(compressors.deflate(15, &[], &[b'a'; 10], &mut target));
-    let mut state = 1u32;
-    let noise: Vec<u8> = (0..1000)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as u8
-        })
-        .collect();
-    assert!(!compressors.deflate(15, &[], &noise, &mut target));
+    let settings = DeflateSettings { message_len_min: 10, message_len_max: 1000, ..SETTINGS };
+    let mut compressors = Compressors::new(settings);
+    let (mut target, mut work) = (Buffer::default(), Work::endless());
+    for (len, is_compressed) in [(9, false), (10, true), (1000, true), (1001, false)] {
+        let message = vec![b'a'; len];
+        assert_eq!(compressors.deflate(15, &[], &message, &mut target, &mut work), is_compressed, "{len}");
+    }
+    assert!(!compressors.deflate(15, &[], &noise(1000), &mut target, &mut work));
 }
 
 #[test]
@@ -248,8 +368,8 @@ fn frames_are_recoded_one_by_one() {
         let len = FrameHeader::message(Opcode::Text, message.len()).write(&mut head);
         frames.extend([&head[..len], message].concat());
     }
-    let mut recoded = Vec::new();
-    Compressors::new(DeflateSettings { message_len_min: 2, ..SETTINGS }).recode(9, &frames, &mut recoded);
+    let mut compressors = Compressors::new(DeflateSettings { message_len_min: 2, ..SETTINGS });
+    let recoded = compressors.recode(9, &frames).unwrap();
     let (mut messages, mut rest) = (Vec::new(), &recoded[..]);
     while let Some((header, len)) = FrameHeader::parse(rest).unwrap() {
         let (payload, after) = rest[len..].split_at(header.payload_len as usize);
@@ -257,6 +377,19 @@ fn frames_are_recoded_one_by_one() {
         rest = after;
     }
     assert_eq!(messages, [vec![b'a'; 300], b"b".to_vec(), vec![b'c'; 70_000]]);
+}
+
+#[test]
+fn a_batch_that_takes_long_to_compress_is_left_as_it_is() {
+    let batch_of = |len: usize| {
+        let header = FrameHeader::message(Opcode::Binary, len - 10);
+        let mut frame = vec![0; len];
+        assert_eq!(header.write(&mut frame), 10);
+        frame
+    };
+    let mut compressors = Compressors::new(SETTINGS);
+    assert!(compressors.recode(15, &batch_of(BATCH_LEN_MAX)).is_some_and(|batch| batch.len() < 1000));
+    assert!(compressors.recode(15, &batch_of(BATCH_LEN_MAX + 1)).is_none());
 }
 
 /// The furthest back that anything in a stream looks, in octets: found by inflating with too little history.
@@ -302,7 +435,7 @@ proptest! {
         for message in &messages {
             if !takeover {
                 deflater.reset(&[]);
-                inflater.reset(&[]);
+                inflater.begin(&[]);
             }
             let deflated = deflated(&mut deflater, message);
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(deflated.len() + 1)).collect();
@@ -328,12 +461,39 @@ proptest! {
     fn any_octets_inflate_the_same_however_they_are_cut(
         octets in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(0xFF)], 1..60),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        limit in prop_oneof![0u64..300, Just(10_000)],
+        work_octets in prop_oneof![0usize..300, Just(usize::MAX)],
     ) {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(octets.len() + 1)).collect();
         cuts.sort_unstable();
-        let limit = 10_000;
         let whole = inflated_in(&mut Inflater::default(), &octets, &[], limit);
-        let cut = inflated_in(&mut Inflater::default(), &octets, &cuts, limit);
+        let cut = inflated_with(&mut Inflater::default(), &octets, &cuts, &limits(limit), work_octets);
         prop_assert_eq!(whole, cut);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn whether_a_message_is_too_dense_does_not_depend_on_how_it_comes(
+        parts in prop::collection::vec((any::<bool>(), 1usize..400_000), 2..12),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+        ratio_max in prop_oneof![1usize..40, 100usize..1032],
+        work_octets in prop_oneof![200_000usize..2_000_000, Just(usize::MAX)],
+        level in 1u8..=9,
+    ) {
+        let noise = noise(400_000);
+        let mut message = vec![0; 900_000];
+        for (is_noise, len) in parts {
+            // Compressible to any degree.
+            if is_noise { message.extend(&noise[..len / 20]) } else { message.resize(message.len() + 2 * len, 7) }
+        }
+        let deflated = deflated(&mut Deflater::new(&DeflateSettings { level, ..SETTINGS }, 15), &message);
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(deflated.len() + 1)).collect();
+        cuts.sort_unstable();
+        let limits = InflateLimits { len_max: u64::MAX, ratio_max };
+        let whole = inflated_with(&mut Inflater::default(), &deflated, &[], &limits, usize::MAX);
+        let cut = inflated_with(&mut Inflater::default(), &deflated, &cuts, &limits, work_octets);
+        prop_assert!(whole == cut, "{:?} {:?}", whole.map(|whole| whole.len()), cut.map(|cut| cut.len()));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a socket, a clock, a log, a thread or a random source. Start at [`Connection`].
 
+mod buffer;
 mod close;
 mod connection;
 mod deflate;
@@ -11,6 +12,7 @@ pub mod frame;
 pub mod handshake;
 mod message;
 mod utf8;
+mod work;
 
 pub use crate::replies::Replies;
 pub use close::CloseCode;

@@ -115,9 +115,7 @@ impl Batch {
         }
         for (window_bits, encoded) in (WINDOW_BITS_MIN..).zip(encoded) {
             if bits & Encoding::deflate(window_bits).bit() != 0 {
-                let mut octets = Vec::with_capacity(plain.len() / 2);
-                compressors.recode(window_bits, plain, &mut octets);
-                *encoded = Some(Arc::new(octets));
+                *encoded = compressors.recode(window_bits, plain).map(Arc::new);
             }
         }
     }
