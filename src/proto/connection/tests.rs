@@ -1,6 +1,8 @@
 //! The rules of RFC 6455 §5 and §7, and the property that cutting the input anywhere changes nothing.
 
+use super::super::DeflateSettings;
 use super::*;
+use crate::memory::Meter;
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { message_size_max: 1 << 20, fragments_max: 64, inflate_octets_max: 1 << 20 };
@@ -285,6 +287,131 @@ fn a_client_takes_unmasked_frames_and_masks_its_own() {
     }
     let masked = run(Connection::client(7), &from_client(0x81, b"x"), &[]);
     assert_eq!(masked.2, Err(ProtocolError::Masked));
+}
+
+/// Feeds `input` to a new server in pieces of `piece_len`, without its end.
+fn begun(input: &[u8], piece_len: usize, codecs: &mut Codecs) -> (Connection, Result<usize, ProtocolError>) {
+    let (mut connection, mut result) = (Connection::server(), Ok(0));
+    let limits = Limits { message_size_max: 64 << 20, fragments_max: 1 << 20, ..LIMITS };
+    for piece in input.chunks(piece_len) {
+        let (mut buffer, mut echo) = (piece.to_vec(), Echo::default());
+        let mut replies = Replies::default();
+        result = result.and(connection.receive(&mut buffer, 0, &limits, codecs, &mut replies, &mut echo));
+        if result.is_err() {
+            assert_eq!(replies.to_vec(&buffer), close_frame(1013));
+            break;
+        }
+    }
+    (connection, result)
+}
+
+#[test]
+fn announcing_a_message_takes_no_memory() {
+    let header = [&[0x82, 0xFF][..], &(32u64 << 20).to_be_bytes(), &KEY].concat();
+    for (arrived, held_max) in [(0, 0), (5, 66 << 10), (100_000, 202_000), (3_000_000, 6_002_000)] {
+        let mut codecs = Codecs::default();
+        let (connection, _) = begun(&[header.clone(), vec![0; arrived]].concat(), 16 << 10, &mut codecs);
+        let held = connection.held_octets();
+        assert!((arrived..=held_max).contains(&held), "{held} for {arrived}");
+        assert_eq!(held, codecs.meter().used());
+    }
+}
+
+#[test]
+fn what_is_held_of_a_message_is_counted_and_ends_with_it() {
+    let payload = vec![0x5A; 300_000];
+    let whole = from_client(0x82, &payload);
+    let fragments: Vec<u8> = std::iter::once(from_client(0x02, &payload[..77]))
+        .chain(payload[77..299_000].chunks(100).map(|part| from_client(0x00, part)))
+        .chain([from_client(0x80, &payload[299_000..])])
+        .collect::<Vec<_>>()
+        .concat();
+    for input in [whole, fragments] {
+        let mut codecs = Codecs::default();
+        let (connection, _) = begun(&input[..input.len() - 1], 1000, &mut codecs);
+        let capacity = connection.partial.as_ref().unwrap().message.capacity();
+        assert_eq!(connection.held_octets(), capacity + size_of::<Partial>());
+        assert_eq!(connection.held_octets(), codecs.meter().used());
+        assert!(capacity <= 2 * (payload.len() + HEADROOM));
+        drop(connection);
+        let (connection, result) = begun(&input, 1000, &mut codecs);
+        assert_eq!((result, connection.held_octets(), codecs.meter().used()), (Ok(0), 0, 0));
+    }
+}
+
+#[test]
+fn a_message_of_small_fragments_is_not_copied_for_each() {
+    let mut codecs = Codecs::default();
+    let (mut connection, mut buffer) = (Connection::server(), from_client(0x02, b""));
+    let (mut capacities, mut replies) = (Vec::new(), Replies::default());
+    let limits = Limits { fragments_max: u32::MAX, ..LIMITS };
+    for _ in 0..30_000 {
+        connection.receive(&mut buffer, 0, &limits, &mut codecs, &mut replies, &mut Echo::default()).unwrap();
+        capacities.extend(connection.partial.as_ref().map(|partial| partial.message.capacity()));
+        buffer = from_client(0x00, &[1; 32]);
+    }
+    capacities.dedup();
+    assert!(capacities.len() <= 20, "{capacities:?}");
+}
+
+#[test]
+fn a_message_that_there_is_no_memory_for_fails_with_1013_and_frees_its_own() {
+    let meter = Meter::new(1 << 20);
+    let mut codecs = Codecs::with_meter(DeflateSettings::default(), meter.clone());
+    let (held, _) = begun(&from_client(0x82, &vec![0; 700_000])[..600_000], 16 << 10, &mut codecs);
+    assert!(held.held_octets() > 600_000);
+    let (connection, result) = begun(&from_client(0x82, &vec![0; 700_000]), 16 << 10, &mut codecs);
+    assert_eq!((result, connection.state()), (Err(ProtocolError::NoMemory), State::Closed));
+    assert_eq!((connection.held_octets(), meter.used()), (0, held.held_octets()));
+    drop(held);
+    let (_, result) = begun(&from_client(0x82, &vec![0; 700_000]), 16 << 10, &mut codecs);
+    assert_eq!(result, Ok(0));
+}
+
+#[test]
+fn a_control_frame_that_is_cut_is_never_refused() {
+    let meter = Meter::new(0);
+    let mut codecs = Codecs::with_meter(DeflateSettings::default(), meter.clone());
+    let (connection, result) = begun(&from_client(0x89, &[1; 100])[..50], 10, &mut codecs);
+    assert_eq!(result, Ok(0));
+    assert_eq!((connection.held_octets(), meter.used()), (size_of::<Partial>(), size_of::<Partial>()));
+}
+
+#[test]
+fn a_connection_is_in_a_message_from_its_first_octet_to_its_last() {
+    let message = [from_client(0x01, b"one"), from_client(0x89, b"ping"), from_client(0x80, b"two")].concat();
+    let others = [from_client(0x89, b"ping"), from_client(0x82, &[0; 70_000])];
+    for input in [message].into_iter().chain(others) {
+        for end in [0, 1, 2, 5, 6, 7, input.len() - 1] {
+            let (connection, _) = begun(&input[..end], usize::MAX, &mut Codecs::default());
+            assert_eq!(connection.is_in_message(), end > 0, "{end} of {}", input.len());
+        }
+        let (connection, _) = begun(&input, 7, &mut Codecs::default());
+        assert!(!connection.is_in_message());
+    }
+    let (connection, _) =
+        begun(&[from_client(0x01, b"one"), from_client(0x88, b"")].concat(), 3, &mut Codecs::default());
+    assert!(!connection.is_in_message(), "it is closed");
+}
+
+#[test]
+fn after_our_close_nothing_is_kept_of_what_is_dropped() {
+    let mut codecs = Codecs::default();
+    let message = from_client(0x82, &vec![0; 500_000]);
+    let (mut connection, _) = begun(&message[..100_000], 1000, &mut codecs);
+    connection.close(CloseCode::GOING_AWAY, "", &mut Vec::new());
+    assert!(connection.held_octets() <= size_of::<Partial>());
+    let (mut echo, mut replies) = (Echo::default(), Replies::default());
+    for piece in message[100_000..].chunks(50_000) {
+        connection.receive(&mut piece.to_vec(), 0, &LIMITS, &mut codecs, &mut replies, &mut echo).unwrap();
+        assert!(connection.held_octets() <= size_of::<Partial>());
+    }
+    assert_eq!((echo.messages.len(), connection.is_in_message()), (0, false));
+    // Text must be right all the same.
+    let (first, second) = (from_client(0x01, b"\xC3"), from_client(0x80, b"\xC3"));
+    let mut input = [first, second].concat();
+    let result = connection.receive(&mut input, 0, &LIMITS, &mut codecs, &mut replies, &mut echo);
+    assert_eq!(result, Err(ProtocolError::InvalidUtf8));
 }
 
 /// A conversation and the answer that it must get.

@@ -369,6 +369,147 @@ fn where_memory_is_used_up_there_is_no_context_takeover() {
     assert_eq!(codecs.memory_bytes(), 0);
 }
 
+/// Compressed messages of zeros, `len` octets each.
+fn bombs(len: usize, count: usize) -> Vec<u8> {
+    from_client(0xC2, &deflated(&vec![0; len])).repeat(count)
+}
+
+/// Codecs that let anything be inflated, counted in a meter with room for `octets`.
+fn codecs_with(octets: usize) -> Codecs {
+    Codecs::with_meter(DeflateSettings { ratio_max: 0, ..settings() }, Meter::new(octets))
+}
+
+/// What is inflated of messages of zeros, by counting messages and looking at the one in progress.
+fn inflated_octets(connection: &Connection, echo: &Echo) -> usize {
+    let in_progress = connection.partial.as_ref().and_then(|partial| partial.inflating.as_ref());
+    let whole: usize = echo.0.iter().map(|(_, message)| message.len()).sum();
+    whole + in_progress.map_or(0, |inflating| inflating.message.len())
+}
+
+#[test]
+fn no_receive_inflates_much_more_than_its_limit_and_all_of_it_gets_done() {
+    let limits = Limits { message_size_max: 32 << 20, ..LIMITS };
+    for (len, count) in [(24 << 20, 1), (100_000, 200), (2 << 20, 5)] {
+        for cut in [usize::MAX, 100, 5000] {
+            let (mut codecs, mut echo, mut replies) =
+                (codecs_with(usize::MAX), Echo::default(), Replies::default());
+            let (mut connection, mut buffer, mut times) = (server(NO_TAKEOVER, &codecs), Vec::new(), 0);
+            let input = bombs(len, count);
+            let (first, second) = input.split_at(cut.min(input.len()));
+            for piece in [first, second] {
+                buffer.extend_from_slice(piece);
+                while !buffer.is_empty() {
+                    let before = inflated_octets(&connection, &echo);
+                    let left = connection
+                        .receive(&mut buffer, 0, &limits, &mut codecs, &mut replies, &mut echo)
+                        .unwrap();
+                    let inflated = inflated_octets(&connection, &echo) - before;
+                    assert!(inflated <= limits.inflate_octets_max + (1 << 20), "{inflated}");
+                    buffer.drain(..buffer.len() - left);
+                    times += 1;
+                }
+            }
+            assert_eq!(echo.0.len(), count);
+            assert!(echo.0.iter().all(|(_, message)| *message == vec![0; len]));
+            assert!(times >= len * count / limits.inflate_octets_max / 2, "{times}");
+            assert_eq!((codecs.meter().used(), connection.held_octets()), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn messages_that_are_compressed_for_the_reply_are_work() {
+    let mut codecs = Codecs::new(settings());
+    let mut connection = server(NO_TAKEOVER, &codecs);
+    let mut buffer = from_client(0x82, &[7; 200]).repeat(1000);
+    let mut echo = Echo::default();
+    let left =
+        connection.receive(&mut buffer, 0, &LIMITS, &mut codecs, &mut Replies::default(), &mut echo).unwrap();
+    assert!((100..500).contains(&echo.0.len()), "each clears a compressor's tables: {}", echo.0.len());
+    assert_eq!(left, (1000 - echo.0.len()) * 206 + (1000 - echo.0.len()) * 2);
+}
+
+#[test]
+fn what_bombs_inflate_to_is_counted_and_never_beyond_what_is_for_compression() {
+    // 3 MiB of traffic made 3.1 GB: a hundred connections that each hold most of a 32 MiB message.
+    let limits = Limits { message_size_max: 32 << 20, ..LIMITS };
+    let bytes = 40 << 20;
+    let settings = DeflateSettings { memory_bytes_max: bytes, ratio_max: 0, ..settings() };
+    let mut codecs = Codecs::new(settings);
+    let bomb = bombs(32 << 20, 1);
+    let (mut connections, mut ended) = (Vec::new(), 0);
+    for _ in 0..12 {
+        let mut connection = server(NO_TAKEOVER, &codecs);
+        let (sent, _, result) =
+            run_with(&limits, &mut connection, &mut codecs, &bomb[..bomb.len() - 100], &[10_000]);
+        if result.is_err() {
+            assert_eq!((sent, result), (close_frame(1013), Err(ProtocolError::NoMemory)));
+            assert_eq!(connection.held_octets(), 0, "its memory is free at once");
+            ended += 1;
+        }
+        assert!(codecs.memory_bytes() <= bytes, "{}", codecs.memory_bytes());
+        connections.push(connection);
+    }
+    assert!(ended >= 10, "{ended}");
+    let held: usize = connections.iter().map(Connection::held_octets).sum();
+    assert_eq!(held, codecs.meter().used());
+    drop(connections);
+    assert_eq!(codecs.meter().used(), 0);
+}
+
+#[test]
+fn without_memory_for_it_a_message_is_not_suspended_but_refused() {
+    let limits = Limits { message_size_max: 32 << 20, ..LIMITS };
+    let (long, short) = (bombs(4 << 20, 1), bombs(900_000, 1));
+    for cuts in [&[][..], &[100]] {
+        let mut codecs = Codecs::new(DeflateSettings { memory_bytes_max: 0, ratio_max: 0, ..settings() });
+        let mut connection = server(NO_TAKEOVER, &codecs);
+        let input = [short.clone(), long.clone()].concat();
+        let (_, messages, result) = run_with(&limits, &mut connection, &mut codecs, &input, cuts);
+        assert_eq!((messages.len(), result), (1, Err(ProtocolError::NoMemory)));
+        assert_eq!(codecs.meter().used(), 0);
+    }
+}
+
+#[test]
+fn a_reply_that_there_is_no_memory_for_ends_the_connection() {
+    // It must be compressed anew, does not become shorter, and is longer than what came.
+    let params = DeflateParams { server_max_window_bits: Some(9), ..NO_TAKEOVER };
+    let mut codecs =
+        Codecs::with_meter(DeflateSettings { message_len_min: 1 << 20, ..settings() }, Meter::new(100_000));
+    let mut connection = server(params, &codecs);
+    let (_, _, result) = run(&mut connection, &mut codecs, &bombs(99_000, 1), &[]);
+    assert_eq!(result, Ok(()));
+    let (sent, _, result) = run(&mut connection, &mut codecs, &bombs(101_000, 1), &[]);
+    assert_eq!((sent, result), (close_frame(1013), Err(ProtocolError::NoMemory)));
+}
+
+#[test]
+fn a_bomb_beyond_the_ratio_fails_with_1009() {
+    let limits = Limits { message_size_max: 32 << 20, ..LIMITS };
+    let input = bombs(4 << 20, 1);
+    for cuts in [&[][..], &[100, 200], &[input.len() / 2]] {
+        let mut codecs = Codecs::new(settings());
+        let mut connection = server(TAKEOVER, &codecs);
+        let (sent, _, result) = run_with(&limits, &mut connection, &mut codecs, &input, cuts);
+        assert_eq!((sent, result), (close_frame(1009), Err(ProtocolError::InflationRatio)));
+        assert_eq!(codecs.meter().used(), 0);
+    }
+}
+
+#[test]
+fn text_that_our_close_interrupts_says_nothing_about_the_next() {
+    let mut codecs = Codecs::new(settings());
+    let mut connection = server(NO_TAKEOVER, &codecs);
+    // A stored block that ends inside a sequence.
+    let half = [0, 1, 0, 0xFE, 0xFF, 0xC3];
+    run(&mut connection, &mut codecs, &from_client(0x41, &half), &[]).2.unwrap();
+    connection.close(CloseCode::GOING_AWAY, "", &mut Vec::new());
+    assert_eq!(codecs.meter().used(), connection.held_octets());
+    let rest = [from_client(0x80, &[0xA9]), from_client(0x01, b"a"), from_client(0x80, b"b")].concat();
+    assert_eq!(run(&mut connection, &mut codecs, &rest, &[]).2, Ok(()));
+}
+
 #[test]
 fn where_memory_is_used_up_compressed_messages_wait_to_be_complete() {
     let mut codecs = Codecs::new(DeflateSettings { memory_bytes_max: 0, ..settings() });
@@ -455,6 +596,7 @@ proptest! {
         params in params(),
         level in 1u8..=9, memory_level in 1u8..=9, message_len_min in 0usize..200, recompress: bool, is_full: bool,
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
+        inflate_octets_max in prop_oneof![0usize..200, 200usize..20_000, Just(usize::MAX)],
     ) {
         let settings = DeflateSettings { level, memory_level, message_len_min, recompress, ..settings() };
         let mut deflater = Deflater::new(&settings, params.client_window_bits());
@@ -487,9 +629,16 @@ proptest! {
         let memory_bytes_max = if is_full && !has_takeover { 0 } else { usize::MAX };
         let mut codecs = Codecs::new(DeflateSettings { memory_bytes_max, ..settings });
         let mut connection = server(params, &codecs);
-        let (octets, _, result) = run(&mut connection, &mut codecs, &input, &cut_at(&cuts, input.len()));
+        // What has to wait for memory cannot be suspended.
+        let inflate_octets_max = if memory_bytes_max == 0 { usize::MAX } else { inflate_octets_max };
+        let limits = Limits { inflate_octets_max, ..LIMITS };
+        let cuts = cut_at(&cuts, input.len());
+        let (octets, _, result) = run_with(&limits, &mut connection, &mut codecs, &input, &cuts);
         prop_assert_eq!(result, Ok(()));
         prop_assert!(replies(&octets, params) == expected, "replies differ");
+        prop_assert_eq!(connection.held_octets(), codecs.meter().used());
+        drop(connection);
+        prop_assert_eq!(codecs.meter().used(), 0);
     }
 
     #[test]
@@ -501,15 +650,18 @@ proptest! {
         payload in prop::collection::vec(any::<u8>(), 0..40),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
         params in params(),
+        inflate_octets_max in prop_oneof![0usize..50, Just(usize::MAX)],
     ) {
         let input = [raw_frame(0xC1, &HELLO, Some([0; 4])), raw_frame(0xC2, &payload, Some([0; 4])), octets].concat();
-        let outcome = |cuts: &[usize]| {
+        let outcome = |inflate_octets_max: usize, cuts: &[usize]| {
             let mut codecs = Codecs::new(settings());
             let mut connection = server(params, &codecs);
-            let (sent, messages, result) = run(&mut connection, &mut codecs, &input, cuts);
+            let limits = Limits { inflate_octets_max, ..LIMITS };
+            let (sent, messages, result) = run_with(&limits, &mut connection, &mut codecs, &input, cuts);
             (replies(&sent, params), messages, result, connection.state())
         };
-        prop_assert_eq!(outcome(&[]), outcome(&cut_at(&cuts, input.len())));
+        let whole = outcome(usize::MAX, &[]);
+        prop_assert_eq!(whole, outcome(inflate_octets_max, &cut_at(&cuts, input.len())));
     }
 
     #[test]
