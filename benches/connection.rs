@@ -66,5 +66,30 @@ fn echo(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, echo);
+/// A message that arrives in pieces, as from a receive buffer of 64 KiB.
+fn echo_in_pieces(c: &mut Criterion) {
+    let limits = Limits::default();
+    for payload_len in [100 << 10, 1 << 20, 16 << 20] {
+        let input = frames(Opcode::Binary, payload_len, 1);
+        let mut group = c.benchmark_group("echo/in pieces");
+        group.throughput(Throughput::Bytes(payload_len as u64)).sample_size(20);
+        let (mut connection, mut codecs) = (Connection::server(), Codecs::default());
+        let (mut replies, mut buffer) = (Replies::default(), vec![0; 64 << 10]);
+        group.bench_function(BenchmarkId::new("connection", payload_len), |b| {
+            b.iter(|| {
+                for piece in input.chunks(buffer.len()) {
+                    let buffer = &mut buffer[..piece.len()];
+                    buffer.copy_from_slice(piece);
+                    connection
+                        .receive(black_box(buffer), 0, &limits, &mut codecs, &mut replies, &mut Echo)
+                        .unwrap();
+                }
+                assert_eq!(replies.owned_count(), 1);
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, echo, echo_in_pieces);
 criterion_main!(benches);

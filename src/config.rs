@@ -151,7 +151,7 @@ pub struct Config {
     /// The most octets that the connections of one worker may own for compression: windows, and for every
     /// compressed message that is still arriving 47 KiB and what it inflates to. When they are used up, new
     /// connections get no context takeover, compressed messages that arrive in pieces wait to be complete
-    /// before they are looked at, and those that inflate to more than a MiB get 1013.
+    /// before they are looked at, and those that inflate to more than 960 KiB may get 1013.
     #[arg(long, value_name = "OCTETS", default_value_t = 256 << 20, help_heading = "Compression")]
     pub deflate_memory_bytes_max: usize,
 

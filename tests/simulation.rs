@@ -311,9 +311,9 @@ fn connections_beyond_the_limit_get_503() {
 
 #[test]
 fn connections_that_were_refused_take_no_place() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
-        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network, drive).unwrap();
         let connect = || network.connect(Script { fin: false, ..script(request("/")) });
         let (first, _) = (connect(), connect());
         simulation.run(TURNS_MAX);
@@ -345,7 +345,7 @@ fn connections_that_were_refused_take_no_place() {
 #[test]
 fn more_than_a_thousand_refused_connections_do_not_linger() {
     let network = Network::new(1);
-    let mut simulation = Simulation::new(config(&["--connections-max", "1"]), &network).unwrap();
+    let mut simulation = Simulation::new(config(&["--connections-max", "1"]), &network, Drive::Readiness).unwrap();
     let peers: Vec<_> =
         (0..1_011).map(|_| network.connect(Script { fin: false, ..script(request("/")) })).collect();
     simulation.run(TURNS_MAX);
@@ -362,9 +362,9 @@ fn more_than_a_thousand_refused_connections_do_not_linger() {
 
 #[test]
 fn answers_carry_the_date_of_the_backends_clock() {
-    each_seed(|seed| {
+    each_seed(|seed, drive| {
         let network = Network::new(seed);
-        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network).unwrap();
+        let mut simulation = Simulation::new(config(&["--connections-max", "2"]), &network, drive).unwrap();
         let plain = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".to_vec();
         let asker = network.connect(Script { fin: false, ..script(plain.clone()) });
         let refused = network.connect(Script { fin: false, ..script(b"nonsense\r\n\r\n".to_vec()) });

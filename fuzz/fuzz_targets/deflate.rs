@@ -1,23 +1,64 @@
-//! Compression from the first offer to the last message: any header value, and any octets from a peer.
+//! Compression from the first offer to the last message: any header value, and any octets from a peer. However
+//! they are cut, and however little is inflated at once, the messages must be the same.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use resound::memory::Meter;
 use resound::proto::handshake::extensions;
 use resound::proto::{
-    Codecs, Connection, DeflateOffer, DeflatePolicy, DeflateSettings, Handler, Limits, Message, Replies,
-    Reply,
+    Codecs, Connection, DeflateOffer, DeflateParams, DeflatePolicy, DeflateSettings, Handler, Limits,
+    Message, ProtocolError, Replies, Reply,
 };
 
-const LIMITS: Limits = Limits { message_size_max: 50_000, fragments_max: 100, inflate_octets_max: 1 << 20 };
+const LIMITS: Limits =
+    Limits { message_size_max: 50_000, fragments_max: 100, inflate_octets_max: usize::MAX };
 
-struct Echo;
+#[derive(Default)]
+struct Echo(Vec<Vec<u8>>);
 
 impl Handler for Echo {
     fn message(&mut self, message: Message<'_>) -> Reply {
         assert!(message.payload().len() as u64 <= LIMITS.message_size_max);
+        self.0.push(message.payload().to_vec());
         Reply::Echo
     }
+}
+
+type Outcome = (Vec<Vec<u8>>, Result<(), ProtocolError>);
+
+/// Feeds `pieces` to a server; `None` if what was agreed on needs more memory than there is.
+fn serve(
+    params: DeflateParams,
+    settings: DeflateSettings,
+    inflate_octets_max: usize,
+    pieces: &[&[u8]],
+) -> Option<Outcome> {
+    let limits = Limits { inflate_octets_max, ..LIMITS };
+    let meter = Meter::default();
+    let mut codecs = Codecs::with_meter(settings, meter.clone());
+    let mut connection = Connection::server();
+    if !connection.agree_on_deflate(params, &codecs) {
+        return None;
+    }
+    let (mut echo, mut replies, mut buffer, mut result) =
+        (Echo::default(), Replies::default(), Vec::new(), Ok(()));
+    let mut pieces = pieces.iter();
+    loop {
+        match pieces.next() {
+            Some(piece) => buffer.extend_from_slice(piece),
+            None if buffer.is_empty() => break,
+            None => {}
+        }
+        let outcome = connection.receive(&mut buffer, 0, &limits, &mut codecs, &mut replies, &mut echo);
+        buffer.drain(..buffer.len() - outcome.unwrap_or(0));
+        result = result.and(outcome.map(drop));
+        assert_eq!(connection.held_octets(), meter.used());
+        assert!(codecs.memory_bytes() <= settings.memory_bytes_max);
+    }
+    drop(connection);
+    assert_eq!(meter.used(), 0, "everything was given back");
+    Some((echo.0, result))
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -37,22 +78,18 @@ fuzz_target!(|data: &[u8]| {
         Some(params) => params,
         None => policy.answer(extensions(b"permessage-deflate").flatten()).expect("a bare offer can be met"),
     };
+    let has_no_memory = flags & 8 != 0;
     let settings = DeflateSettings {
         message_len_min: usize::from(flags >> 6),
         recompress: flags & 4 != 0,
-        memory_bytes_max: if flags & 8 != 0 { 0 } else { 1 << 20 },
+        memory_bytes_max: if has_no_memory { 0 } else { 1 << 20 },
         ..DeflateSettings::default()
     };
-    let mut codecs = Codecs::new(settings);
-    let mut connection = Connection::server();
-    if !connection.agree_on_deflate(params, &codecs) {
-        return;
-    }
-    let mut replies = Replies::default();
     let (first, second) = octets.split_at(octets.len() * usize::from(*cut) / 256);
-    for piece in [first, second] {
-        let _ = connection.receive(&mut piece.to_vec(), 0, &LIMITS, &mut codecs, &mut replies, &mut Echo);
+    let inflate_octets_max = if flags & 16 != 0 { usize::from(window_bits / 7) * 20 } else { usize::MAX };
+    let cut = serve(params, settings, inflate_octets_max, &[first, second]);
+    // Where there is no memory, what would have to be suspended is refused.
+    if !has_no_memory {
+        assert_eq!(serve(params, settings, usize::MAX, &[octets]), cut);
     }
-    drop(connection);
-    assert_eq!(codecs.memory_bytes(), 0, "everything was given back");
 });

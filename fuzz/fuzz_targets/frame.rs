@@ -34,14 +34,8 @@ fn run(is_client: bool, input: &[u8], piece_len: usize) -> Outcome {
     let (mut replies, mut sent, mut result) = (Replies::default(), Vec::new(), Ok(()));
     for piece in input.chunks(piece_len) {
         let mut buffer = piece.to_vec();
-        let outcome = connection.receive(
-            &mut buffer,
-            0,
-            &LIMITS,
-            &mut Codecs::default(),
-            &mut replies,
-            &mut seen,
-        );
+        let outcome =
+            connection.receive(&mut buffer, 0, &LIMITS, &mut Codecs::default(), &mut replies, &mut seen);
         result = result.and(outcome.map(|left| assert_eq!(left, 0, "nothing is inflated")));
         sent.extend(replies.to_vec(&buffer));
     }

@@ -1,10 +1,10 @@
 //! RFC 7692 §7.2 on octets: the examples of §7.2.3, blocks of every kind, limits, and a second opinion from
 //! another implementation.
 
-use super::super::Opcode;
-use super::super::buffer::{BUFFER_KEPT_MAX, GROW_LEN_MIN};
-use super::super::frame::HEADER_LEN_MAX;
 use super::*;
+use crate::proto::Opcode;
+use crate::proto::buffer::{BUFFER_KEPT_MAX, GROW_LEN_MIN};
+use crate::proto::frame::HEADER_LEN_MAX;
 use proptest::prelude::*;
 
 const SETTINGS: DeflateSettings = DeflateSettings {
