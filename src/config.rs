@@ -47,9 +47,9 @@ pub struct Config {
     #[arg(long = "subprotocol", value_name = "NAME", help_heading = "Serving")]
     pub subprotocols: Vec<String>,
 
-    /// An Origin to accept (scheme://host[:port], or null); with none given, all are, so that web pages of any
-    /// site can connect through a visitor's browser. Others get 403, and clients that send none are accepted.
-    /// same-host accepts the pages of the host and port that the client asks for. Repeatable.
+    /// An Origin to accept: scheme://host, scheme://host:port, or null. same-host accepts the pages of the host
+    /// and port that the client asks for. Others get 403; clients that send none are accepted. Repeatable. With
+    /// none given all are accepted, so that web pages of any site can connect through a visitor's browser.
     #[arg(long = "allow-origin", value_name = "ORIGIN", help_heading = "Serving")]
     pub allow_origins: Vec<String>,
 
