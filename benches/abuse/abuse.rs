@@ -14,6 +14,7 @@ mod probe;
 mod server;
 mod wire;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,4 +41,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Memory(arguments) => memory::run(&arguments)?,
     };
     Ok(ExitCode::from(u8::from(!holds)))
+}
+
+/// Tells who watches what is done now; the next call takes it back.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+    }
 }

@@ -1,4 +1,4 @@
-//! A crowd at work on a thread of its own, which gives way to everybody else.
+//! A crowd at work, on threads of its own which give way to everybody else.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::crowd::{Crowd, Manners, Plan, Tally};
 const NICENESS: i32 = 10;
 
 pub(crate) struct Attackers {
-    thread: Option<JoinHandle<std::io::Result<()>>>,
+    threads: Vec<JoinHandle<std::io::Result<()>>>,
     shared: Arc<Shared>,
     count: u64,
 }
@@ -24,16 +24,21 @@ struct Shared {
 }
 
 impl Attackers {
-    pub(crate) fn start(address: SocketAddr, plans: Vec<Plan>, manners: Manners) -> Self {
+    /// Lets `plans` loose, spread over so many threads.
+    pub(crate) fn start(address: SocketAddr, plans: &[Plan], manners: Manners, threads: usize) -> Self {
         let count = plans.len() as u64;
         let shared = Arc::new(Shared::default());
-        let of_thread = shared.clone();
-        let thread = thread::spawn(move || {
-            rustix::process::nice(NICENESS)?;
-            let mut crowd = Crowd::new(address, plans, manners, &of_thread.tally)?;
-            crowd.run(|| of_thread.is_over.load(Relaxed))
-        });
-        Self { thread: Some(thread), shared, count }
+        let attack = |first| {
+            let plans: Vec<Plan> = plans.iter().skip(first).step_by(threads).cloned().collect();
+            let shared = shared.clone();
+            thread::spawn(move || {
+                rustix::process::nice(NICENESS)?;
+                let mut crowd = Crowd::new(address, plans, manners, &shared.tally)?;
+                crowd.run(|| shared.is_over.load(Relaxed))
+            })
+        };
+        let threads = (0..threads.min(plans.len())).map(attack).collect();
+        Self { threads, shared, count }
     }
 
     pub(crate) fn tally(&self) -> &Tally {
@@ -58,13 +63,17 @@ impl Attackers {
     }
 
     fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.threads.iter().all(JoinHandle::is_finished)
     }
 
     /// Closes every connection, and waits for that.
+    ///
+    /// # Errors
+    /// What ended a thread before its time.
     pub(crate) fn stop(&mut self) -> std::io::Result<()> {
         self.shared.is_over.store(true, Relaxed);
-        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the attackers' thread panicked"))
+        let join = |thread: JoinHandle<_>| thread.join().expect("an attackers' thread panicked");
+        self.threads.drain(..).map(join).fold(Ok(()), std::io::Result::and)
     }
 }
 

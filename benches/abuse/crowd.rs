@@ -16,8 +16,10 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::wire;
 
-/// The most octets that one visit writes, and reads.
+/// The most octets that one visit reads, and writes. It writes more than it reads, so that there is always
+/// more before the server than it can take.
 const BITE: usize = 256 << 10;
+const WRITE_BITE: usize = 4 << 20;
 /// How many connections are opened at a time.
 const OPENING_MAX: usize = 64;
 /// How exact what is done by the clock is.
@@ -445,11 +447,11 @@ impl Peer {
         }
     }
 
-    /// Writes what is owed of `octets`, at most a bite.
+    /// Writes what is owed of `octets`, until it has written a bite.
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
         let mut total = 0;
-        while self.writable && self.owed > 0 && total < BITE {
-            let len = self.owed.min(octets.len() - self.at).min(BITE);
+        while self.writable && self.owed > 0 && total < WRITE_BITE {
+            let len = self.owed.min(octets.len() - self.at);
             match self.stream.write(&octets[self.at..self.at + len]) {
                 Ok(sent) => {
                     total += sent;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::attackers::Attackers;
 use crate::floods::{self, Flood};
 use crate::probe::{Latencies, PATIENCE, Probe, latencies};
+use crate::progress;
 use crate::server::Server;
 
 /// The aim: so much above what it is alone, in milliseconds.
@@ -42,6 +43,10 @@ pub(crate) struct Arguments {
     /// How long each turn beside an attack takes, in milliseconds; alone it takes half of it.
     #[arg(long, default_value_t = 3000)]
     turn_ms: u64,
+    /// How many threads the attackers are spread over. More than one fill the server's sockets in bursts, which is
+    /// worse for others than an even flow.
+    #[arg(long, default_value_t = 3)]
+    threads: usize,
     /// The core that servers run on.
     #[arg(long, default_value_t = 0)]
     server_core: usize,
@@ -118,22 +123,22 @@ impl Arguments {
         }
         for round in 0..self.rounds {
             for row in &mut rows {
-                eprint!("\r{} {}, {}: round {}    ", flood.flooders, flood.name, row.io, round + 1);
+                progress(&format!("{} {}, {}: round {}", flood.flooders, flood.name, row.io, round + 1));
                 if row.failure.is_none()
-                    && let Err(error) = row.round(flood, Duration::from_millis(self.turn_ms))
+                    && let Err(error) = row.round(flood, Duration::from_millis(self.turn_ms), self.threads)
                 {
                     row.failure = Some(format!("{error:#}"));
                 }
             }
         }
-        eprint!("\r\x1b[K");
+        progress("");
         Ok(rows)
     }
 }
 
 impl Row {
     /// Alone, then beside the attack.
-    fn round(&mut self, flood: &Flood, turn: Duration) -> anyhow::Result<()> {
+    fn round(&mut self, flood: &Flood, turn: Duration, threads: usize) -> anyhow::Result<()> {
         let probe = match &mut self.probe {
             Some(probe) => probe,
             none => none.insert(Probe::connect(self.server.address)?),
@@ -149,7 +154,7 @@ impl Row {
             self.moved.sent += churn.moved.load(Relaxed) - before;
             return Ok(());
         }
-        let mut attackers = Attackers::start(self.server.address, flood.plans.clone(), flood.manners);
+        let mut attackers = Attackers::start(self.server.address, &flood.plans, flood.manners, threads);
         attackers.wait_until_open(PATIENCE);
         thread::sleep(SETTLES);
         let (start, before) = (Instant::now(), Moved::of(&attackers));

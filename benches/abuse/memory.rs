@@ -12,6 +12,7 @@ use crate::attackers::Attackers;
 use crate::crowd::Manners;
 use crate::hoards::{self, Hoard};
 use crate::probe::Probe;
+use crate::progress;
 use crate::server::{self, LimitBy, Memory, Server};
 
 /// How often memory is read.
@@ -97,9 +98,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     for group in groups {
         for io in &arguments.io {
             let name = if arguments.all_at_once { "all at once" } else { group[0].name };
-            eprint!("\r{name}, {io}    ");
+            progress(&format!("{name}, {io}"));
             let outcome = arguments.attack(&group, io)?;
-            eprint!("\r\x1b[K");
+            progress("");
             count += 1;
             held += usize::from(outcome.print(name, io));
         }
@@ -127,7 +128,7 @@ impl Arguments {
 
         let mut attackers: Vec<Attackers> = group
             .iter()
-            .map(|hoard| Attackers::start(server.address, hoard.plans.clone(), Manners::default()))
+            .map(|hoard| Attackers::start(server.address, &hoard.plans, Manners::default(), 1))
             .collect();
         let start = Instant::now();
         for attackers in &attackers {
