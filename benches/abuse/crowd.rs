@@ -51,7 +51,7 @@ pub(crate) enum Then {
     Always,
     /// So many octets each time.
     Every(Duration, usize),
-    /// So many octets for each so many that it hears.
+    /// So many octets each time that it has heard so many: others' messages count too, and once only.
     InTurn {
         say: usize,
         hear: usize,
@@ -488,8 +488,9 @@ impl Peer {
             Then::Always => self.owed = usize::MAX,
             Then::InTurn { say, hear } => {
                 self.heard += heard;
-                self.owed += self.heard / hear * say;
-                self.heard %= hear;
+                if self.heard >= hear {
+                    (self.heard, self.owed) = (0, self.owed + say);
+                }
             }
             Then::Stop | Then::Every(..) => {}
         }

@@ -72,11 +72,14 @@ fn full_queues() -> Vec<Plan> {
     (0..50).flat_map(room).collect()
 }
 
+/// First the kernel's buffers are filled, because these take more tiny publications than can be sent in a minute.
 fn tiny_publications() -> Vec<Plan> {
     let message: Arc<[u8]> = wire::message(Opcode::Binary, b"..").into();
+    let filler = wire::many(&wire::message(Opcode::Binary, &[7; 64 << 10]), 8 * MIB);
     let room = |number| {
         let path = format!("/broadcast/tiny-{number}");
         let mut plans = vec![Plan::at(&path).hears(Hears::Nothing); 50];
+        plans.push(Plan::at(&path).says(&filler, Then::Stop));
         plans.push(publisher(&path, &message, 2));
         plans
     };

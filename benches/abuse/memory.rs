@@ -156,10 +156,9 @@ impl Outcome {
     /// Prints it, and returns whether it holds.
     fn print(&self, name: &str, io: &str) -> bool {
         let mib = |octets: u64| (octets as f64 / f64::from(1 << 20)).round();
-        let (after, ratio) = self.after.map_or((f64::NAN, f64::NAN), |after| {
-            (mib(after.rss), after.rss as f64 / self.before.rss.max(1) as f64)
-        });
-        let (beside, is_given_back) = (&self.beside, ratio <= AFTER_RATIO_MAX);
+        let ratio = self.after.map(|after| after.rss as f64 / self.before.rss.max(1) as f64);
+        let after = self.after.map_or("–".to_owned(), |after| mib(after.rss).to_string());
+        let (beside, is_given_back) = (&self.beside, ratio.is_none_or(|ratio| ratio <= AFTER_RATIO_MAX));
         let mut faults = Vec::new();
         if !self.server.starts_with("alive") {
             faults.push("the server died");
@@ -171,11 +170,12 @@ impl Outcome {
             faults.push("memory is kept");
         }
         println!(
-            "| {name} | {} | {io} | {:.0} | {:.0}, {:.0}, {after:.0} | {ratio:.2} | {:.0} | {}, {:.0}{} | {} | {} | {} |",
+            "| {name} | {} | {io} | {:.0} | {:.0}, {:.0}, {after} | {} | {:.0} | {}, {:.0}{} | {} | {} | {} |",
             self.connections,
             mib(self.sent),
             mib(self.before.rss),
             mib(self.peak.rss),
+            ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
             mib(self.peak.size),
             beside.replies,
             beside.max.as_secs_f64() * 1e3,
