@@ -58,7 +58,7 @@ suite! {
 
 /// Whether the backend works on this machine. Where it must, which is in CI, that it does not is a failure.
 fn is_here(io: &str) -> bool {
-    match UringBackend::new(&Config::default().uring_options()) {
+    match UringBackend::new(&Config::default().uring_options(), resound::memory::Meter::default()) {
         Err(error) if io == "uring" => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
             eprintln!("skipped: {error}");

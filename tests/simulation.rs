@@ -345,7 +345,8 @@ fn connections_that_were_refused_take_no_place() {
 #[test]
 fn more_than_a_thousand_refused_connections_do_not_linger() {
     let network = Network::new(1);
-    let mut simulation = Simulation::new(config(&["--connections-max", "1"]), &network, Drive::Readiness).unwrap();
+    let mut simulation =
+        Simulation::new(config(&["--connections-max", "1"]), &network, Drive::Readiness).unwrap();
     let peers: Vec<_> =
         (0..1_011).map(|_| network.connect(Script { fin: false, ..script(request("/")) })).collect();
     simulation.run(TURNS_MAX);
