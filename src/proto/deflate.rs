@@ -36,6 +36,8 @@ const WINDOW_COUNT: usize = (WINDOW_BITS_MAX - WINDOW_BITS_MIN + 1) as usize;
 /// else there waits, once for each size of window, and 256 KiB take 0.5 ms. A batch is that long only if its
 /// messages are, or if somebody floods the room: then octets are not what is short.
 const BATCH_LEN_MAX: usize = 256 * 1024;
+/// The same as [`Work`]. Short messages take longer: of 64 octets, 240 fit.
+const BATCH_WORK: usize = 1 << 20;
 /// A message may inflate to this many octets whatever its length: so much is little to have and to do.
 const RATIO_FLOOR: usize = 1 << 20;
 /// How often the ratio is looked at from there on, in octets inflated.
@@ -248,17 +250,20 @@ impl Compressors {
     }
 
     /// `frames`, whole unmasked messages of ours in one frame each, every one compressed by itself where that
-    /// is worth it. `None` if there are more than 256 KiB of them: then they go out as they are.
+    /// is worth it, until it has taken too long. `None` if there are more than 256 KiB of them: then they go out
+    /// as they are.
     pub(crate) fn recode(&mut self, window_bits: u8, mut frames: &[u8]) -> Option<Vec<u8>> {
         if frames.len() > BATCH_LEN_MAX {
             return None;
         }
         let mut target = Vec::with_capacity(frames.len() / 2);
-        let (mut deflated, mut work) = (Buffer::default(), Work::default());
+        let (mut deflated, mut work) = (Buffer::default(), Work::new(BATCH_WORK));
         while let Some((header, header_len)) = FrameHeader::parse(frames).expect("frames of ours") {
             let (frame, rest) = frames.split_at(header_len + header.payload_len as usize);
             frames = rest;
-            if self.deflate(window_bits, &[], &frame[header_len..], &mut deflated, &mut work) {
+            if !work.is_done()
+                && self.deflate(window_bits, &[], &frame[header_len..], &mut deflated, &mut work)
+            {
                 target.extend_from_slice(deflated.frame(header.opcode, true).0);
             } else {
                 target.extend_from_slice(frame);

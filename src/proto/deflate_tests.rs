@@ -390,6 +390,11 @@ fn a_batch_that_takes_long_to_compress_is_left_as_it_is() {
     let mut compressors = Compressors::new(SETTINGS);
     assert!(compressors.recode(15, &batch_of(BATCH_LEN_MAX)).is_some_and(|batch| batch.len() < 1000));
     assert!(compressors.recode(15, &batch_of(BATCH_LEN_MAX + 1)).is_none());
+    // Many short ones take long, too: the first are compressed.
+    let frame = [&[0x81, 100][..], &[b'a'; 100]].concat();
+    let recoded = compressors.recode(15, &frame.repeat(2000)).unwrap();
+    assert_eq!(recoded[0], 0xC1);
+    assert!(recoded.ends_with(&frame.repeat(1700)) && !recoded.ends_with(&frame.repeat(1900)));
 }
 
 /// The furthest back that anything in a stream looks, in octets: found by inflating with too little history.
