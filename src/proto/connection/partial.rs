@@ -6,7 +6,9 @@ use super::{HEADROOM, ProtocolError};
 use crate::memory::{Lease, Meter};
 
 /// A message that arrives in pieces may take this much, or as much as has arrived, ahead of its octets. So
-/// announcing a message takes no memory, and what is held is at most twice what came.
+/// announcing a message takes no memory, and what is held is at most twice what came. To take seven times as much
+/// ahead saves copies, but is slower for all that: 1 MiB in pieces of 64 KiB takes 70 us either way, 30 MiB 11 ms
+/// instead of 31, because no pages are asked of the kernel that nobody needs.
 const RESERVE_AHEAD: usize = 64 * 1024;
 
 /// What has arrived of a message, or of a control frame inside it, that could not be handled in place.
