@@ -54,31 +54,9 @@ pub(super) enum Finish {
 struct Backlog {
     queue: Option<Box<SendQueue>>,
     /// Received and not wanted yet, oldest first.
-    held: VecDeque<Held>,
+    held: VecDeque<Vec<u8>>,
     held_bytes: usize,
     lease: Lease,
-}
-
-/// Received octets that wait.
-pub(super) struct Held {
-    octets: Vec<u8>,
-    /// How many at the front were taken already.
-    start: usize,
-}
-
-impl Held {
-    pub(super) fn new(octets: Vec<u8>) -> Self {
-        Self { octets, start: 0 }
-    }
-
-    pub(super) fn octets(&mut self) -> &mut [u8] {
-        &mut self.octets[self.start..]
-    }
-
-    /// The first `count` octets were taken.
-    pub(super) fn advance(&mut self, count: usize) {
-        self.start += count;
-    }
 }
 
 impl Link {
@@ -161,9 +139,9 @@ impl Link {
     }
 
     /// Keeps octets that were received before all that is held, or behind it.
-    pub(super) fn hold(&mut self, held: Held, meter: &Meter, is_first: bool) {
+    pub(super) fn hold(&mut self, held: Vec<u8>, meter: &Meter, is_first: bool) {
         let backlog = self.backlog.get_or_insert_with(|| Backlog::new(meter));
-        backlog.held_bytes += held.octets.capacity();
+        backlog.held_bytes += held.capacity();
         if is_first {
             backlog.held.push_front(held);
         } else {
@@ -173,10 +151,10 @@ impl Link {
     }
 
     /// The oldest octets that are held.
-    pub(super) fn take_held(&mut self) -> Option<Held> {
+    pub(super) fn take_held(&mut self) -> Option<Vec<u8>> {
         let backlog = self.backlog.as_mut()?;
         let held = backlog.held.pop_front()?;
-        backlog.held_bytes -= held.octets.capacity();
+        backlog.held_bytes -= held.capacity();
         self.recount();
         Some(held)
     }

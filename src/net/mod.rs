@@ -95,7 +95,7 @@ pub trait Backend {
     /// The next completion of this turn.
     fn next(&mut self) -> Option<Completion>;
 
-    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next`, `reply` or `hold` is
+    /// The octets of the [`Completion::Received`] that `next` returned last; valid until `next` or `reply` is
     /// called. Theirs to overwrite.
     fn received(&mut self) -> &mut [u8];
 
@@ -103,7 +103,8 @@ pub trait Backend {
     /// not take at once is kept and sent when it does.
     fn reply(&mut self, conn: ConnId, replies: &mut Replies);
 
-    /// Keeps `received()[from..]`, which comes again in the next turn, before anything else.
+    /// Keeps `received()[from..]`, which comes again in the next turn, before anything else. To be called before
+    /// [`reply`](Self::reply), which may give the octets away.
     fn hold(&mut self, conn: ConnId, from: usize);
 
     /// Sends `chunk` after all that was sent before. What the socket does not take at once is kept.

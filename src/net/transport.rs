@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::link::{Finish, Held, Link};
+use super::link::{Finish, Link};
 use super::queue::{Chunk, Flushed, SendQueue};
 use super::{Backend, Completion, ConnId, Wake, sent};
 use crate::memory::Meter;
@@ -159,7 +159,7 @@ pub trait Driver {
 enum Current {
     Nothing,
     Buffer,
-    Held(Held),
+    Held(Vec<u8>),
 }
 
 /// See the module.
@@ -290,7 +290,7 @@ impl<D: Driver> Transport<D> {
     #[cold]
     fn hold_buffer(&mut self, index: u32) {
         let entry = &mut self.links[index as usize];
-        entry.link.hold(Held::new(self.driver.buffer().to_vec()), &self.meter, false);
+        entry.link.hold(self.driver.buffer().to_vec(), &self.meter, false);
         self.driver.stop_receiving(entry, index);
     }
 
@@ -564,7 +564,7 @@ impl<D: Driver> Backend for Transport<D> {
         match &mut self.current {
             Current::Nothing => &mut [],
             Current::Buffer => self.driver.buffer(),
-            Current::Held(held) => held.octets(),
+            Current::Held(held) => held,
         }
     }
 
@@ -599,18 +599,7 @@ impl<D: Driver> Backend for Transport<D> {
         if link.ended {
             return;
         }
-        let held = match std::mem::replace(current, Current::Nothing) {
-            Current::Held(mut held) => {
-                held.advance(from);
-                held
-            }
-            Current::Buffer => {
-                let held = Held::new(driver.buffer()[from..].to_vec());
-                driver.release();
-                held
-            }
-            Current::Nothing => return,
-        };
+        let held = current.octets(driver)[from..].to_vec();
         link.hold(held, meter, true);
         if !link.resumes {
             link.resumes = true;
@@ -734,7 +723,7 @@ impl Current {
         match self {
             Self::Nothing => &mut [],
             Self::Buffer => driver.buffer(),
-            Self::Held(held) => held.octets(),
+            Self::Held(held) => held,
         }
     }
 }

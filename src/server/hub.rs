@@ -33,8 +33,6 @@ const PENDING_LEN_MAX: usize = 8 << 20;
 const TURN_WORK: usize = 2 << 20;
 const ROOM_WORK: usize = 512 << 10;
 const SEND_WORK: usize = 4 << 10;
-/// Batches of more octets are not compressed: that would hold the worker for longer than a share of a turn.
-const ENCODE_LEN_MAX: usize = 256 << 10;
 /// The most sizes of windows that a room's messages are compressed for: each costs as much as all others together.
 const WINDOWS_MAX: u32 = 2;
 /// What a room takes in memory beside its name, in octets.
@@ -107,12 +105,9 @@ impl Batch {
         self.octets.iter().flatten().map(|octets| octets.len()).sum()
     }
 
-    /// Adds the encodings whose bits are in `bits`, if it is not too long for that.
+    /// Adds the encodings whose bits are in `bits`, if it is not too long to be compressed.
     fn encode(&mut self, bits: u8, compressors: &mut Compressors) {
         let [Some(plain), encoded @ ..] = &mut self.octets else { unreachable!("the plain one is there") };
-        if plain.len() > ENCODE_LEN_MAX {
-            return;
-        }
         for (window_bits, encoded) in (WINDOW_BITS_MIN..).zip(encoded) {
             if bits & Encoding::deflate(window_bits).bit() != 0 {
                 *encoded = compressors.recode(window_bits, plain).map(Arc::new);
