@@ -123,8 +123,12 @@ impl Backend for Nothing {
         0
     }
 
-    fn taken(&self, _: ConnId) -> u32 {
-        0
+    fn is_blocked(&self, _: ConnId) -> bool {
+        false
+    }
+
+    fn has_taken(&mut self, _: ConnId) -> bool {
+        false
     }
 
     fn is_quiet(&self, _: ConnId) -> bool {

@@ -3,40 +3,13 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use clap::Parser as _;
+use common::simulated::{TURNS_MAX, config, each_seed, script};
 use common::{SWITCHING, close_payload, frames, message, reply, request};
-use resound::config::Config;
 use resound::net::sim::{Chance, End, Network, Script};
 use resound::proto::Opcode;
 use resound::server::{Drive, Simulation};
-
-const TURNS_MAX: u32 = 100_000;
-
-fn config(flags: &[&str]) -> Config {
-    Config::parse_from([&["resound", "--receive-buffer-bytes", "4096"], flags].concat())
-}
-
-/// Runs `test` with every seed, each driven by readiness and by a simulated ring.
-fn each_seed(test: impl Fn(u64, Drive)) {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let seeds = match number("RESOUND_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("RESOUND_SEEDS").unwrap_or(100),
-    };
-    for (seed, drive) in seeds.flat_map(|seed| [(seed, Drive::Readiness), (seed, Drive::Ring)]) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed, drive))) {
-            eprintln!("failed with RESOUND_SEED={seed}, driven by {drive:?}");
-            resume_unwind(panic);
-        }
-    }
-}
-
-fn script(sends: Vec<u8>) -> Script {
-    Script { sends, fin: true, resets: false, capacity: 10_000, reads: true }
-}
 
 /// A conversation of random messages, and the replies it must get.
 fn conversation(chance: &mut Chance) -> (Vec<u8>, Vec<u8>) {

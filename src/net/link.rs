@@ -6,7 +6,6 @@
 //! to backpressure.
 
 use std::collections::VecDeque;
-use std::io;
 
 use super::queue::SendQueue;
 use crate::memory::{Lease, Meter};
@@ -16,8 +15,8 @@ pub(super) struct Link {
     pub(super) generation: u32,
     /// Octets that were submitted, and of which it is not known yet whether the socket took them.
     pub(super) in_flight: u32,
-    /// Counts up each time that the socket took octets which had waited. Wraps.
-    pub(super) taken: u32,
+    /// The socket took octets which had waited, since that was asked for last.
+    pub(super) has_taken: bool,
     pub(super) finish: Finish,
     /// The peer has ended. Reported once all that was held is.
     pub(super) eof: bool,
@@ -34,8 +33,6 @@ pub(super) struct Link {
     pub(super) blocked_reported: bool,
     /// No completion but `Closed` is to come.
     pub(super) ended: bool,
-    /// Why it ended.
-    pub(super) error: Option<io::Error>,
     /// There only while something waits.
     backlog: Option<Box<Backlog>>,
 }
@@ -64,7 +61,7 @@ impl Link {
         Self {
             generation,
             in_flight: 0,
-            taken: 0,
+            has_taken: false,
             finish: Finish::No,
             eof: false,
             paused: false,
@@ -74,7 +71,6 @@ impl Link {
             blocked: false,
             blocked_reported: false,
             ended: false,
-            error: None,
             backlog: None,
         }
     }
@@ -169,11 +165,10 @@ impl Link {
     }
 
     /// From here on every call that names the connection does nothing.
-    pub(super) fn end(&mut self, error: Option<io::Error>) {
+    pub(super) fn end(&mut self) {
         debug_assert!(!self.ended);
         self.ended = true;
         self.in_flight = 0;
-        self.error = error;
         self.backlog = None;
     }
 

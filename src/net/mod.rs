@@ -53,7 +53,7 @@ pub enum Completion {
     Closed(ConnId, Option<io::Error>),
     /// A connection that [`Backend::connect`] began is there.
     Connected(ConnId),
-    /// Octets began to wait because the socket takes no more. See [`Backend::taken`].
+    /// Octets began to wait because the socket takes no more. See [`Backend::has_taken`].
     Blocked(ConnId),
     /// Nothing waits any more.
     Unblocked(ConnId),
@@ -116,9 +116,12 @@ pub trait Backend {
     /// The memory that waits for the connection in either direction, in octets.
     fn held_bytes(&self, conn: ConnId) -> usize;
 
-    /// Changes whenever the socket has taken octets that had waited: so a slow peer can be told from one that stands
-    /// still.
-    fn taken(&self, conn: ConnId) -> u32;
+    /// Whether octets wait because the socket takes no more.
+    fn is_blocked(&self, conn: ConnId) -> bool;
+
+    /// Whether the socket has taken octets that had waited, since this was asked last: so a slow peer can be told from
+    /// one that stands still.
+    fn has_taken(&mut self, conn: ConnId) -> bool;
 
     /// Whether all that the peer has sent so far was received.
     fn is_quiet(&self, conn: ConnId) -> bool;

@@ -157,6 +157,20 @@ impl Network {
         inner.peers[peer].script.reads = true;
     }
 
+    /// From now on the peer reads nothing by itself.
+    pub fn stop_reading(&self, peer: PeerId) {
+        self.0.borrow_mut().peers[peer].script.reads = false;
+    }
+
+    /// Has the peer read up to `len` octets of what has come, also if it reads nothing by itself.
+    pub fn read(&self, peer: PeerId, len: usize) {
+        let mut inner = self.0.borrow_mut();
+        inner.moved = true;
+        let peer = &mut inner.peers[peer];
+        let len = len.min(peer.in_flight.len());
+        peer.received.extend(peer.in_flight.drain(..len));
+    }
+
     /// Everything that the peer has read so far.
     pub fn received(&self, peer: PeerId) -> Vec<u8> {
         self.0.borrow().peers[peer].received.clone()

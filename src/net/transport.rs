@@ -6,7 +6,7 @@
 //!
 //! Start at [`Transport::next`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -181,6 +181,8 @@ pub struct Transport<D: Driver> {
     blocked: Vec<u32>,
     /// Links whose end is to be reported. Nothing is in flight for them.
     ended: VecDeque<u32>,
+    /// Why links have ended whose end was not reported yet, if it was an error. Here, because few have one.
+    errors: HashMap<u32, io::Error>,
 }
 
 impl<D: Driver> Transport<D> {
@@ -199,6 +201,7 @@ impl<D: Driver> Transport<D> {
             flush_left: 0,
             blocked: Vec::new(),
             ended: VecDeque::new(),
+            errors: HashMap::new(),
         }
     }
 
@@ -352,7 +355,7 @@ impl<D: Driver> Transport<D> {
             }),
         });
         *flush_left = flush_left.saturating_sub(taken);
-        link.taken = link.taken.wrapping_add(u32::from(taken > 0));
+        link.has_taken |= taken > 0;
         match flushed {
             Ok(Flushed::All) => self.flushed(index),
             Ok(Flushed::Blocked) => driver.want_writable(entry, index),
@@ -426,6 +429,8 @@ impl<D: Driver> Transport<D> {
         let link = &mut self.links[index as usize].link;
         if !link.blocked {
             link.blocked = true;
+            // Even if the last time was not reported to be over: its driver may have seen octets in between.
+            link.blocked_reported = false;
             self.blocked.push(index);
         }
     }
@@ -459,7 +464,10 @@ impl<D: Driver> Transport<D> {
         if entry.link.ended {
             return;
         }
-        entry.link.end(error);
+        entry.link.end();
+        if let Some(error) = error {
+            self.errors.insert(index, error);
+        }
         if self.driver.end(entry, index) {
             self.ended.push_back(index);
         }
@@ -470,7 +478,7 @@ impl<D: Driver> Transport<D> {
         let entry = self.links.remove(index as usize);
         drop(entry.io);
         self.driver.closed();
-        Completion::Closed(conn, entry.link.error)
+        Completion::Closed(conn, self.errors.remove(&index))
     }
 
     #[inline]
@@ -643,8 +651,12 @@ impl<D: Driver> Backend for Transport<D> {
         self.links[conn.index as usize].link.held_bytes()
     }
 
-    fn taken(&self, conn: ConnId) -> u32 {
-        self.links[conn.index as usize].link.taken
+    fn is_blocked(&self, conn: ConnId) -> bool {
+        self.links[conn.index as usize].link.blocked
+    }
+
+    fn has_taken(&mut self, conn: ConnId) -> bool {
+        std::mem::take(&mut self.links[conn.index as usize].link.has_taken)
     }
 
     fn is_quiet(&self, conn: ConnId) -> bool {

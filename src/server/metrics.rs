@@ -47,6 +47,8 @@ counters! {
     accept_pauses_total,
     /// Times that a receive had to wait because every receive buffer of the ring was in use (io_uring only).
     receive_starved_total,
+    /// Receives whose rest was held for the next turn, because inflating had used the connection's share of this one.
+    receives_held_total,
     /// Connections refused because of `connections_max`, with 503 unless they are counted below too.
     refused_total,
     /// Of these, the ones closed at once without an answer, because too many others were still being refused.

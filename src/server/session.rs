@@ -30,24 +30,19 @@ pub(super) struct Session {
     phase: Phase,
     /// When the message that is arriving began, in ticks; [`NO_MESSAGE`] if none is.
     pub(super) message_since: u32,
-    /// What [`Backend::taken`](crate::net::Backend::taken) was when the peer's time began.
-    pub(super) taken: u32,
-    /// How often a closing peer that still reads may have its time anew.
-    pub(super) extensions: u8,
+    /// How many parts of the stall timeout have passed without anything being taken; or, while it closes, how many
+    /// close timeouts it had because it still reads.
+    pub(super) parts: u8,
     /// There was no place for its connection, and it takes none.
     pub(super) is_refused: bool,
     /// A Ping was sent because the peer was silent, and it still is.
     pub(super) pinged: bool,
-    /// Its time is that of a peer that does not take what is sent.
-    pub(super) is_blocked: bool,
     /// It is not read from because memory is short.
     pub(super) is_paused: bool,
 }
 
 /// See [`Session::message_since`].
 pub(super) const NO_MESSAGE: u32 = u32::MAX;
-/// A peer that reads so slowly that this many close timeouts pass is cut off all the same.
-const EXTENSIONS_MAX: u8 = 12;
 
 enum Phase {
     /// HTTP requests are awaited; there is a head if one was cut by a read.
@@ -120,11 +115,9 @@ impl Session {
         Self {
             phase,
             message_since: NO_MESSAGE,
-            taken: 0,
-            extensions: EXTENSIONS_MAX,
+            parts: 0,
             is_refused: false,
             pinged: false,
-            is_blocked: false,
             is_paused: false,
         }
     }

@@ -58,12 +58,18 @@ impl<B: Backend> OneWorker<B> {
     pub fn counters(&self) -> &Counters {
         &self.shared.counters[0]
     }
+
+    /// What its peers make it hold, in octets, as its ceiling counts it.
+    pub fn memory_bytes(&self) -> usize {
+        self.worker.memory_bytes()
+    }
 }
 
 /// A worker that serves the peers of a [`Network`].
 pub struct Simulation {
     network: Network,
     worker: Box<dyn Simulated>,
+    memory_bytes_max: usize,
 }
 
 /// What a simulated server drives its connections with.
@@ -79,6 +85,7 @@ pub enum Drive {
 trait Simulated {
     fn turn(&mut self) -> bool;
     fn queued_max(&self) -> usize;
+    fn memory_bytes(&self) -> usize;
     fn stop(&self);
     fn counters(&self) -> &Counters;
 }
@@ -90,6 +97,10 @@ impl<D: Driver> Simulated for OneWorker<Transport<D>> {
 
     fn queued_max(&self) -> usize {
         self.backend().queued_max()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        Self::memory_bytes(self)
     }
 
     fn stop(&self) {
@@ -121,7 +132,7 @@ impl Simulation {
                 Box::new(OneWorker::new(config, backend, meter)?)
             }
         };
-        Ok(Self { network: network.clone(), worker })
+        Ok(Self { network: network.clone(), worker, memory_bytes_max: 0 })
     }
 
     /// Serves until nothing can happen any more without time passing, or until the drain is over. Returns the
@@ -134,6 +145,7 @@ impl Simulation {
         for _ in 0..turns_max {
             let goes_on = self.worker.turn();
             queued_max = queued_max.max(self.worker.queued_max());
+            self.memory_bytes_max = self.memory_bytes_max.max(self.worker.memory_bytes());
             if !goes_on || self.network.is_quiet() {
                 return queued_max;
             }
@@ -141,13 +153,26 @@ impl Simulation {
         panic!("still busy after {turns_max} turns");
     }
 
-    /// The same, and lets `time` pass meanwhile.
+    /// Serves for so many turns.
+    pub fn turns(&mut self, count: u32) {
+        for _ in 0..count {
+            self.worker.turn();
+            self.memory_bytes_max = self.memory_bytes_max.max(self.worker.memory_bytes());
+        }
+    }
+
+    /// Serves until nothing can happen any more, and lets `time` pass meanwhile.
     ///
     /// # Panics
     /// If `turns_max` turns do not suffice.
     pub fn run_for(&mut self, time: Duration, turns_max: u32) -> usize {
         self.network.let_pass(time);
         self.run(turns_max)
+    }
+
+    /// The most that peers have made the worker hold at the end of any turn, in octets.
+    pub fn memory_bytes_max(&self) -> usize {
+        self.memory_bytes_max
     }
 
     /// Asks the worker to drain.

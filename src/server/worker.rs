@@ -28,6 +28,12 @@ const DRAIN_STEP: Duration = Duration::from_millis(10);
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Connections that are told something in one turn, because their time is over or the server goes.
 const TOLD_MAX: usize = 256;
+/// A peer is looked at this many times in a stall timeout, so that it is cut off at most a part of it too late.
+const STALL_PARTS: u8 = 4;
+/// A closing peer that still reads what is owed to it has its close timeout anew, this many times.
+const EXTENSIONS_MAX: u8 = 12;
+/// Who is not read from because memory is short is closed if it is still short after this.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// What connections beyond a limit get.
 const FULL: &str = "resound: this worker has as many connections as --connections-max\n";
 const SHORT: &str = "resound: memory is short, as --memory-bytes-max has it\n";
@@ -35,6 +41,8 @@ const SHORT: &str = "resound: memory is short, as --memory-bytes-max has it\n";
 const REFUSED_MAX: usize = 1000;
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
+/// A worker that holds so many octets more than when it said so last says so again.
+const SETTLE_BYTES: usize = 1 << 20;
 /// Who holds less than this, in octets, is not meant when memory is short.
 const HOLDER_MIN: usize = 64 << 10;
 
@@ -54,8 +62,11 @@ pub(crate) struct Worker<B> {
     /// What all of this worker's connections hold.
     meter: Meter,
     pressure: Pressure,
-    /// The tick in which memory was looked at last.
+    /// Since when memory is short.
+    short_since: Option<Instant>,
+    /// The tick in which memory was looked at last, and what was held then.
     settled_at: u32,
+    settled_bytes: usize,
     /// Connections that are not read from because memory is short.
     paused: Vec<ConnId>,
     drain: Option<Drain>,
@@ -74,8 +85,8 @@ struct Timeouts {
     half_idle: Option<Ticks>,
     /// From the first octet of a message to its last.
     message: Option<Ticks>,
-    /// How long a socket may take nothing while something waits for it.
-    stall: Option<Ticks>,
+    /// A [`STALL_PARTS`]th of how long a socket may take nothing while something waits for it.
+    stall_part: Option<Ticks>,
     close: Ticks,
 }
 
@@ -114,14 +125,16 @@ impl<B: Backend> Worker<B> {
                 handshake: ms(config.handshake_timeout_ms),
                 half_idle: config.idle_timeout().map(|timeout| Ticks::from(timeout / 2)),
                 message: optional(config.message_timeout_ms),
-                stall: optional(config.send_stall_timeout_ms),
+                stall_part: optional(config.send_stall_timeout_ms.div_ceil(STALL_PARTS.into())),
                 close: ms(config.close_timeout_ms),
             },
             counters,
             codecs: Codecs::with_meter(config.deflate_settings(), meter.clone()),
             meter,
             pressure: Pressure::None,
-            settled_at: NO_MESSAGE,
+            short_since: None,
+            settled_at: u32::MAX,
+            settled_bytes: 0,
             paused: Vec::new(),
             drain: None,
             logged: None,
@@ -154,6 +167,11 @@ impl<B: Backend> Worker<B> {
         self.meet_deadlines();
         self.mind_memory();
         Ok(!self.drained())
+    }
+
+    /// What peers make it hold, in octets.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.meter.used()
     }
 
     pub(super) fn backend(&self) -> &B {
@@ -223,6 +241,7 @@ impl<B: Backend> Worker<B> {
         let (codecs, date) = (&mut self.codecs, &mut self.date);
         let (step, unread) = session.received(buffer, rules, &mut context, codecs, date, &mut self.replies);
         if unread > 0 {
+            self.counters.receives_held_total.add(1);
             self.backend.hold(conn, len - unread);
         }
         if step == Step::Finish {
@@ -308,18 +327,18 @@ impl<B: Backend> Worker<B> {
     #[cold]
     fn blocked(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        session.taken = self.backend.taken(conn);
+        self.backend.has_taken(conn);
         if matches!(session.awaits(), Awaits::Message | Awaits::Nothing) {
-            session.is_blocked = true;
-            self.deadlines.set(conn.index, self.timeouts.stall);
+            session.parts = 0;
+            self.deadlines.set(conn.index, self.timeouts.stall_part);
         }
     }
 
     /// Nothing waits for it any more. Its silence counts from here: while something waited, nothing was read.
     #[cold]
     fn unblocked(&mut self, conn: ConnId) {
-        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        if std::mem::replace(&mut session.is_blocked, false) {
+        let Some((_, session)) = &self.sessions[conn.index as usize] else { return };
+        if matches!(session.awaits(), Awaits::Message | Awaits::Nothing) {
             self.set_deadline(conn);
         }
     }
@@ -416,9 +435,11 @@ impl<B: Backend> Worker<B> {
         self.deadlines.sweep(TOLD_MAX, &mut due);
         for index in due.drain(..) {
             if let Some((conn, session)) = &self.sessions[index as usize] {
-                let (conn, awaits, is_blocked) = (*conn, session.awaits(), session.is_blocked);
+                let (conn, awaits) = (*conn, session.awaits());
                 match awaits {
-                    Awaits::Message | Awaits::Nothing if is_blocked => self.meet_stall(conn),
+                    Awaits::Message | Awaits::Nothing if self.backend.is_blocked(conn) => {
+                        self.meet_stall(conn)
+                    }
                     Awaits::Message => self.meet_silence(conn),
                     Awaits::Request => {
                         self.counters.handshake_timeouts_total.add(1);
@@ -432,12 +453,12 @@ impl<B: Backend> Worker<B> {
         self.due = due;
     }
 
-    /// Something waited for a stall's time. Whoever has taken anything meanwhile is only slow.
+    /// Something waited for a part of the stall timeout. Whoever has taken anything meanwhile is only slow.
     fn meet_stall(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        let taken = self.backend.taken(conn);
-        if std::mem::replace(&mut session.taken, taken) != taken {
-            self.deadlines.set(conn.index, self.timeouts.stall);
+        session.parts = if self.backend.has_taken(conn) { 0 } else { session.parts + 1 };
+        if session.parts < STALL_PARTS {
+            self.deadlines.set(conn.index, self.timeouts.stall_part);
         } else {
             self.counters.send_stalls_total.add(1);
             self.backend.close(conn);
@@ -476,11 +497,9 @@ impl<B: Backend> Worker<B> {
     /// The time of a closing connection is over, unless its peer still takes what is owed to it.
     fn meet_end(&mut self, conn: ConnId) {
         let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
-        let taken = self.backend.taken(conn);
-        let is_reading =
-            std::mem::replace(&mut session.taken, taken) != taken && self.backend.queued(conn) > 0;
-        if is_reading && session.extensions > 0 {
-            session.extensions -= 1;
+        let is_reading = self.backend.has_taken(conn) && self.backend.queued(conn) > 0;
+        if is_reading && session.parts < EXTENSIONS_MAX {
+            session.parts += 1;
             self.deadlines.set(conn.index, Some(self.timeouts.close));
         } else {
             self.counters.close_timeouts_total.add(1);
@@ -506,19 +525,22 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Says what this worker holds, once a tick, and does something about it if all together hold too much.
+    /// Says what this worker holds, once a tick or when that has grown much, and does something about it if all
+    /// together hold too much.
     #[inline]
     fn mind_memory(&mut self) {
-        if self.deadlines.now() != self.settled_at {
-            self.settled_at = self.deadlines.now();
+        let (now, used) = (self.deadlines.now(), self.meter.used());
+        if now != self.settled_at || used > self.settled_bytes + SETTLE_BYTES {
+            (self.settled_at, self.settled_bytes) = (now, used);
             self.settle_memory();
         }
     }
 
     fn settle_memory(&mut self) {
-        let before = self.pressure;
+        let (before, now) = (self.pressure, self.backend.now());
         self.pressure = self.shared.ceiling.settle(self.index, self.session_count, &self.meter);
         if self.pressure == Pressure::None {
+            self.short_since = None;
             for conn in std::mem::take(&mut self.paused) {
                 if let Some((id, session)) = &mut self.sessions[conn.index as usize]
                     && *id == conn
@@ -530,7 +552,9 @@ impl<B: Backend> Worker<B> {
             return;
         }
         let mut holders = self.holders();
-        if self.pressure == Pressure::Full && before == Pressure::Full {
+        let since = *self.short_since.get_or_insert(now);
+        let is_full = self.pressure == Pressure::Full && before == Pressure::Full;
+        if is_full || now.duration_since(since) > PAUSE_MAX {
             // To read no more was not enough.
             let share = self.shared.ceiling.excess() / self.shared.inboxes.len();
             self.close_holders(&holders, share);

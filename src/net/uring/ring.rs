@@ -61,9 +61,6 @@ pub trait Ring: Sized {
     /// The next completion.
     fn next(&mut self) -> Option<Done>;
 
-    /// Whether [`Ring::next`] has something without entering the kernel.
-    fn is_ahead(&self) -> bool;
-
     /// Registers places for `count` receive buffers, a power of two.
     ///
     /// # Errors
@@ -330,10 +327,6 @@ impl Ring for KernelRing {
         self.in_flight -= usize::from(!more);
         let buffer = cqueue::buffer_select(flags);
         Some(Done { user_data: entry.user_data(), result: entry.result(), more, buffer })
-    }
-
-    fn is_ahead(&self) -> bool {
-        !self.spilled.is_empty() || !self.completions.is_empty()
     }
 
     fn register_buffers(&mut self, count: u16) -> io::Result<()> {

@@ -304,10 +304,6 @@ impl Ring for SimRing {
         Some(done)
     }
 
-    fn is_ahead(&self) -> bool {
-        !self.completions.is_empty()
-    }
-
     fn register_buffers(&mut self, _: u16) -> io::Result<()> {
         Ok(())
     }
