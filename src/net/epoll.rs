@@ -28,9 +28,9 @@ const WAKER: Token = Token(usize::MAX);
 const LISTENERS: usize = usize::MAX - 1024;
 const EVENTS_MAX: usize = 1024;
 /// What all connections together are given to receive in one turn, in octets, as far as [`BITE_MIN`] allows.
-const TURN_LEN: usize = 4 << 20;
+const TURN_LEN: usize = 1 << 20;
 /// The least that a connection is given to receive at once, in octets.
-const BITE_MIN: usize = 64 << 10;
+const BITE_MIN: usize = 24 << 10;
 
 /// The backend on epoll.
 pub type EpollBackend = Transport<EpollDriver>;
@@ -177,6 +177,10 @@ impl EpollDriver {
                 if writable && std::mem::replace(&mut io.wants_writable, false) {
                     self.read_again(index, io);
                     return Some(Event::Writable(index));
+                }
+                if io.waits {
+                    // It has its turn behind those who had none in the last one.
+                    return None;
                 }
                 self.read(index, entry)
             }

@@ -21,7 +21,7 @@ use crate::memory::Meter;
 use crate::replies::Replies;
 
 /// Octets that links which catch up send in one turn, all together.
-const FLUSH_TURN_LEN: usize = 4 << 20;
+const FLUSH_TURN_LEN: usize = 1 << 20;
 /// A reply in more pieces than this goes through the queue.
 const PIECES_MAX: usize = 16;
 

@@ -10,7 +10,7 @@ use resound::net::sim::Script;
 use resound::server::Drive;
 
 /// In so many turns everything has happened that can.
-pub(crate) const TURNS_MAX: u32 = 100_000;
+pub(crate) const TURNS_MAX: u32 = 1_000_000;
 
 /// Receives are small, so that they are many.
 pub(crate) fn config(flags: &[&str]) -> Config {

@@ -26,6 +26,9 @@ const OTHERS_LEN: usize = HOT_LEN / KEPT as usize;
 const HOT_LEN: usize = 1 << 20;
 /// The kernel gets this many buffers however much each of them holds.
 const POSTED_MIN: u16 = 4;
+/// Of a buffer the kernel may fill twice what receives have brought lately, and at least this many octets. One
+/// connection can fill 32 buffers in one pass of the kernel: with all of each buffer that would hold up all others.
+const OFFERED_MIN: usize = 32 << 10;
 /// Between buffers, so that their fronts, which are all that small messages touch, do not share one set of
 /// the caches: an odd number of cache lines.
 const GAP: usize = 17 * 64;
@@ -57,17 +60,20 @@ pub(super) struct Buffer {
 /// Connections whose octets wait for a buffer, in the order in which they are to have one.
 ///
 /// One that always has more could take all buffers in every turn. So whoever had one in the turn in which there were
-/// no more goes behind all others.
+/// no more goes behind all others; and those that are known to have much stand in a line of their own, of which one
+/// is taken for every three of the other.
 #[derive(Debug)]
 pub(super) struct Starved<T> {
     waiting: VecDeque<T>,
+    greedy: VecDeque<T>,
     fed: Vec<T>,
     turn: u32,
+    taken: u32,
 }
 
 impl<T> Starved<T> {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), fed: Vec::new(), turn: 1 }
+        Self { waiting: VecDeque::new(), greedy: VecDeque::new(), fed: Vec::new(), turn: 1, taken: 0 }
     }
 
     /// The number of this turn, for connections to remember when they had a buffer. Wraps.
@@ -85,6 +91,11 @@ impl<T> Starved<T> {
         }
     }
 
+    /// A connection that is known to have much is to have a buffer in its turn.
+    pub(super) fn push_greedy(&mut self, connection: T) {
+        self.greedy.push_back(connection);
+    }
+
     /// Begins a turn.
     pub(super) fn begin_turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);
@@ -93,12 +104,17 @@ impl<T> Starved<T> {
 
     /// How many connections wait for their turn.
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.greedy.len()
     }
 
     /// The connection that is to have the next buffer.
     pub(super) fn pop(&mut self) -> Option<T> {
-        self.waiting.pop_front()
+        self.taken = self.taken.wrapping_add(1);
+        if self.taken % 4 == 0 {
+            self.greedy.pop_front().or_else(|| self.waiting.pop_front())
+        } else {
+            self.waiting.pop_front().or_else(|| self.greedy.pop_front())
+        }
     }
 }
 
@@ -203,11 +219,12 @@ impl Buffers {
     pub(super) unsafe fn post(&mut self, ring: &mut impl Ring) {
         let fit = (HOT_LEN / self.typical_len.max(1)).min(usize::from(self.count)) as u16;
         let goal = fit.max(POSTED_MIN.min(self.count));
+        let offered = (2 * self.typical_len).max(OFFERED_MIN).min(self.buffer_len) as u32;
         while self.posted < goal
             && let Some(index) = self.spare.pop().or_else(|| self.spare_others.pop())
         {
             // SAFETY: the buffer is inside of the mapping and nobody's, and is not looked at before it comes back.
-            unsafe { ring.provide(index, self.address(index), self.buffer_len as u32) };
+            unsafe { ring.provide(index, self.address(index), offered) };
             self.posted += 1;
         }
         ring.publish();

@@ -40,8 +40,10 @@ const NOBODY: u32 = u32::MAX;
 /// See [`Submit::All`].
 const SUBMIT_LEN_MAX: usize = 4096;
 /// What connections that receive once at a time are given in one turn, all together and each at least, in octets.
-const TURN_LEN: usize = 4 << 20;
-const BITE_MIN: usize = 64 << 10;
+const TURN_LEN: usize = 1 << 20;
+const BITE_MIN: usize = 24 << 10;
+/// A connection that receives so many octets in one turn is likely to have more.
+const GREEDY_LEN: u32 = 64 << 10;
 /// How long the kernel may take to bring one octet from one end of a socket pair to the other.
 const SELF_TEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -116,6 +118,10 @@ pub struct UringDriver<R: Ring> {
     current: Option<Buffer>,
     /// Connections that are not received from because there was no buffer, or because they receive once at a time.
     starved: Starved<u32>,
+    /// Connections that had much in this turn, and whose receive goes on.
+    greedy: Vec<u32>,
+    /// See [`GREEDY_LEN`]; less where buffers are small.
+    greedy_len: u32,
 }
 
 /// What an operation does, in the top bits of its user data.
@@ -156,10 +162,11 @@ pub struct UringIo<S> {
     connects: bool,
     /// A send is in flight.
     sends: bool,
-    /// It had more than it was given, so it receives once at a time.
+    /// It had so much in its last turn that it receives once at a time.
     is_greedy: bool,
-    /// The last turn in which it had a receive buffer. Wraps.
+    /// The last turn in which it had a receive buffer, which wraps, and the octets that it had in it.
     fed_in: u32,
+    fed_len: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +218,7 @@ impl<S> UringIo<S> {
             sends: false,
             is_greedy: false,
             fed_in: 0,
+            fed_len: 0,
         }
     }
 
@@ -268,6 +276,8 @@ impl<R: Ring> UringDriver<R> {
             accepts_left: 0,
             current: None,
             starved: Starved::new(),
+            greedy: Vec::new(),
+            greedy_len: GREEDY_LEN.min(options.buffer_bytes),
             ring,
         })
     }
@@ -337,9 +347,12 @@ impl<R: Ring> UringDriver<R> {
         }
         let buffer = buffer.expect("octets come in a buffer");
         let turn = self.starved.turn();
-        // Who fills what it was given, or has a second buffer in a turn, is likely to have more.
-        io.is_greedy = buffer.len as usize >= BITE_MIN.min(self.buffers.len());
+        io.fed_len = if io.fed_in == turn { io.fed_len.saturating_add(buffer.len) } else { buffer.len };
         io.fed_in = turn;
+        io.is_greedy = io.fed_len >= self.greedy_len;
+        if io.is_greedy && done.more {
+            self.greedy.push(index);
+        }
         self.current = Some(buffer);
         if io.receive == Receive::Off {
             self.receive(entry, index);
@@ -366,7 +379,11 @@ impl<R: Ring> UringDriver<R> {
             0 => Some(Event::Eof(index)),
             libc::ENOBUFS => {
                 entry.io.receive = Receive::Starved;
-                self.starved.push(index, entry.io.fed_in);
+                if entry.io.is_greedy {
+                    self.starved.push_greedy(index);
+                } else {
+                    self.starved.push(index, entry.io.fed_in);
+                }
                 Some(Event::Starved(index))
             }
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
@@ -481,7 +498,7 @@ impl<R: Ring> UringDriver<R> {
         failed
     }
 
-    /// The receive was not there to be cancelled. If it has not ended, it was just at work.
+    /// An operation was not there to be cancelled, or just at work. Whichever it was, if it has not ended it is to.
     #[cold]
     fn not_cancelled(&mut self, index: u32, entry: &mut Entry<UringIo<R::Socket>>) {
         if entry.io.receive == Receive::Cancelled {
@@ -490,12 +507,31 @@ impl<R: Ring> UringDriver<R> {
                 self.stop_receiving(entry, index);
             }
         }
+        if entry.link.ended && entry.io.polls {
+            self.cancel(Op::Writable, index, entry.link.generation);
+        }
+    }
+
+    fn cancel(&mut self, op: Op, index: u32, generation: u32) {
+        self.ring.cancel(join(op, index, generation), join(Op::Cancel, index, generation));
     }
 
     /// Has those receive that wait for a buffer, as many as there are buffers, in order. One that always has more
     /// receives once, so that it does not take the buffers of those behind it.
     fn feed(&mut self, links: &mut Links<UringIo<R::Socket>>) {
+        let mut greedy = std::mem::take(&mut self.greedy);
         let waiting = self.starved.len();
+        if waiting > 0 {
+            // They would take the next buffers, too, before anybody who waits.
+            for index in greedy.drain(..) {
+                let entry = links.get_mut(index as usize);
+                if let Some(entry) = entry.filter(|entry| !entry.link.ended && entry.io.is_greedy) {
+                    self.stop_receiving(entry, index);
+                }
+            }
+        }
+        greedy.clear();
+        self.greedy = greedy;
         if waiting == 0 {
             return;
         }
@@ -620,7 +656,7 @@ impl<R: Ring> Driver for UringDriver<R> {
         }
         if io.is_greedy {
             io.receive = Receive::Starved;
-            return self.starved.push(index, io.fed_in);
+            return self.starved.push_greedy(index);
         }
         io.receive = Receive::On;
         self.ring.receive(&io.socket, join(Op::Receive, index, link.generation));
@@ -630,9 +666,7 @@ impl<R: Ring> Driver for UringDriver<R> {
         match entry.io.receive {
             Receive::On => {
                 entry.io.receive = Receive::Cancelled;
-                let generation = entry.link.generation;
-                let target = join(Op::Receive, index, generation);
-                self.ring.cancel(target, join(Op::Cancel, index, generation));
+                self.cancel(Op::Receive, index, entry.link.generation);
             }
             Receive::Starved => entry.io.receive = Receive::Off,
             Receive::Off | Receive::Cancelled => {}
@@ -684,8 +718,7 @@ impl<R: Ring> Driver for UringDriver<R> {
 
     fn end(&mut self, entry: &mut Entry<Self::Io>, index: u32) -> bool {
         if entry.io.polls {
-            let target = join(Op::Writable, index, entry.link.generation);
-            self.ring.cancel(target, join(Op::Cancel, NOBODY, 0));
+            self.cancel(Op::Writable, index, entry.link.generation);
         }
         self.stop_receiving(entry, index);
         entry.io.is_idle()
