@@ -107,6 +107,11 @@ impl<T> Starved<T> {
         self.waiting.len() + self.greedy.len()
     }
 
+    /// Whether anybody waits who is known to have much.
+    pub(super) fn has_greedy(&self) -> bool {
+        !self.greedy.is_empty()
+    }
+
     /// The connection that is to have the next buffer.
     pub(super) fn pop(&mut self) -> Option<T> {
         self.taken = self.taken.wrapping_add(1);

@@ -524,8 +524,11 @@ impl<R: Ring> UringDriver<R> {
         if waiting > 0 {
             // They would take the next buffers, too, before anybody who waits.
             for index in greedy.drain(..) {
-                let entry = links.get_mut(index as usize);
-                if let Some(entry) = entry.filter(|entry| !entry.link.ended && entry.io.is_greedy) {
+                if let Some(entry) = links.get_mut(index as usize)
+                    && !entry.link.ended
+                    && entry.io.is_greedy
+                    && entry.io.receive == Receive::On
+                {
                     self.stop_receiving(entry, index);
                 }
             }
@@ -537,7 +540,9 @@ impl<R: Ring> UringDriver<R> {
         }
         let least = BITE_MIN.min(self.buffers.len());
         let bite = (TURN_LEN / waiting).clamp(least, self.buffers.len());
-        let mut buffers = self.buffers.posted_count();
+        let posted = self.buffers.posted_count();
+        // Those who are known to have much leave some for whoever has something now and did not wait.
+        let mut buffers = if self.starved.has_greedy() { posted - posted / 4 } else { posted };
         while buffers > 0
             && let Some(index) = self.starved.pop()
         {
