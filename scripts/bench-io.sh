@@ -4,6 +4,8 @@
 #   scripts/bench-io.sh           every workload (a quarter of an hour; on a machine that does nothing else)
 #   scripts/bench-io.sh --quick   the ones that decide, less exactly (about two minutes)
 #   scripts/bench-io.sh wakes     what waking another worker's ring costs: eventfd against msg_ring
+#   scripts/bench-io.sh --quick --before PATH
+#                                 the same beside another build of resound: what a change costs
 #   scripts/bench-io.sh ARGS...   one run with ARGS, for example
 #                                 --servers raw-epoll,raw-uring --workloads 50/20/1 --repetitions 11
 #
@@ -32,7 +34,8 @@ case "${1:-}" in
     run --workloads b1000/64/1,b1000/1024/1,b1000/64/10,b1000/1024/10
     ;;
 --quick)
-    run --repetitions 9 --workloads 1/20/1,50/20/1,500/20/1,50/20/16,500/16384/1,b1000/64/1,b1000/1024/10
+    shift
+    run --repetitions 9 --workloads 1/20/1,50/20/1,500/20/1,50/20/16,500/16384/1,b1000/64/1,b1000/1024/10 "$@"
     ;;
 wakes) target/release/examples/bench-io wakes --cores "${SERVER_CORE:-0},${CLIENT_CORE:-1}" ;;
 *) run "$@" ;;

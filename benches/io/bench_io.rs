@@ -50,6 +50,10 @@ struct Run {
     /// The server to measure.
     #[arg(long)]
     resound: PathBuf,
+    /// Another build of it, such as the one before a change: every server that is resound's is measured in both, and
+    /// the ratios say what the change costs.
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// The core that servers run on.
     #[arg(long, default_value_t = 0)]
     server_core: usize,
@@ -78,6 +82,9 @@ struct Run {
     #[arg(long)]
     no_head: bool,
 }
+
+/// What the name of a server ends with that is another build.
+const BEFORE: &str = ", before";
 
 struct Workload {
     name: String,
@@ -158,8 +165,13 @@ impl Run {
     }
 
     fn measure(&self, workload: &Workload, ratios: &mut Vec<String>) -> anyhow::Result<()> {
-        let names: Vec<&str> =
-            self.servers.iter().map(String::as_str).filter(|name| workload.wants(name)).collect();
+        let servers = self.servers.iter().filter(|name| workload.wants(name));
+        let is_twice = |name: &str| self.before.is_some() && !name.starts_with("loop-");
+        let names: Vec<String> = servers
+            .flat_map(|name| [Some(name.clone()), is_twice(name).then(|| format!("{name}{BEFORE}"))])
+            .flatten()
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut running = Vec::new();
         for name in &names {
             let server = self.start(name)?;
@@ -196,8 +208,10 @@ impl Run {
             print_row(&workload.name, name, samples, calls);
         }
         let at = |name: &str| names.iter().position(|other| *other == name);
-        let variants = names.iter().filter_map(|name| name.split_once(' ').map(|(plain, _)| (*name, plain)));
-        for (over, under) in variants.chain([
+        let changes = names.iter().filter_map(|name| name.strip_suffix(BEFORE).map(|now| (now, *name)));
+        let variants = names.iter().filter(|name| !name.ends_with(BEFORE));
+        let variants = variants.filter_map(|name| name.split_once(' ').map(|(plain, _)| (*name, plain)));
+        for (over, under) in changes.chain(variants).chain([
             ("raw-epoll", "loop-epoll"),
             ("raw-uring", "loop-uring"),
             ("loop-uring-direct", "loop-uring"),
@@ -228,11 +242,15 @@ impl Run {
         if name.starts_with("loop-") {
             return Server::start(&std::env::current_exe()?, &[name.to_owned()], self.server_core);
         }
+        let (name, program) = match (name.strip_suffix(BEFORE), &self.before) {
+            (Some(name), Some(before)) => (name, before),
+            _ => (name, &self.resound),
+        };
         let (plain, more) = name.split_once(' ').unwrap_or((name, ""));
         let (mode, io) = plain.split_once('-').with_context(|| format!("--servers {name}"))?;
         let flags = format!("--mode {mode} --io {io} --workers 1 --listen 127.0.0.1:0 --log warn");
         let flags: Vec<String> = flags.split(' ').chain(more.split_whitespace()).map(str::to_owned).collect();
-        Server::start(&self.resound, &flags, self.server_core)
+        Server::start(program, &flags, self.server_core)
     }
 }
 

@@ -30,9 +30,9 @@ const BACKLOG_LEN_MAX: usize = 1 << 20;
 const PENDING_LEN_MAX: usize = 8 << 20;
 /// What is delivered in one turn, and to one room before others have theirs, in units of work: a send is
 /// [`SEND_WORK`] and its octets.
-const TURN_WORK: usize = 1 << 20;
+const TURN_WORK: usize = 2 << 20;
 const ROOM_WORK: usize = 256 << 10;
-const SEND_WORK: usize = 4 << 10;
+const SEND_WORK: usize = 2 << 10;
 /// The most sizes of windows that a room's messages are compressed for: each costs as much as all others together.
 const WINDOWS_MAX: u32 = 2;
 /// What a room takes in memory beside its name, in octets.
