@@ -12,6 +12,7 @@ pub mod epoll;
 mod listen;
 mod queue;
 pub mod sim;
+pub mod tls;
 #[allow(unsafe_code)]
 pub mod uring;
 
