@@ -10,7 +10,7 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, ProducesTickets, ServerConfig, ServerConnection};
 use rustls::{HandshakeKind, RootCertStore, SupportedProtocolVersion, version};
 
-use super::Row;
+use super::{Row, Work};
 
 /// Plaintext of a record, in octets.
 const LENS: [usize; 3] = [20, 1 << 10, 16 << 10];
@@ -31,12 +31,12 @@ macro_rules! seal_and_open {
                 key.seal_in_place_separate_tag(nonce(), Aad::from([23, 3, 3, 0, 0]), &mut octets[..$len]);
             octets[$len..].copy_from_slice(tag.unwrap().as_ref());
             black_box(key.open_in_place(nonce(), Aad::from([23, 3, 3, 0, 0]), &mut octets).unwrap());
-        }) as Box<dyn FnMut()>
+        }) as Work
     }};
 }
 
 /// One record sealed in place, and opened again.
-pub fn aeads() -> Vec<Row> {
+pub(crate) fn aeads() -> Vec<Row> {
     macro_rules! row {
         ($algorithm:ident, $len:expr) => {
             Row {
@@ -55,7 +55,7 @@ pub fn aeads() -> Vec<Row> {
 }
 
 /// Both sides of a handshake, with a P-256 certificate.
-pub fn handshakes() -> Vec<Row> {
+pub(crate) fn handshakes() -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, version) in [("TLS 1.3", &version::TLS13), ("TLS 1.2", &version::TLS12)] {
         for resumed in [false, true] {
@@ -83,7 +83,7 @@ fn handshake(
     ticketer: Arc<dyn ProducesTickets>,
     version: &'static SupportedProtocolVersion,
     resumed: bool,
-) -> Box<dyn FnMut()> {
+) -> Work {
     let provider = Arc::new(provider);
     let made = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();

@@ -22,7 +22,7 @@ use rustls::server::{ServerConfig, ServerConnection, UnbufferedServerConnection}
 use rustls::unbuffered::{ConnectionState, EncodeError};
 use rustls::{ClientConnection, RootCertStore, crypto};
 
-use super::Row;
+use super::{Row, Work};
 
 /// Octets of a message, and messages of a receive.
 const SHAPES: [(usize, usize); 5] =
@@ -32,7 +32,7 @@ const OVERHEAD: usize = 22;
 
 /// Each way also seals what it then receives, since no record can be opened twice. What that costs is the same for
 /// all of ours; so the bound has it too: three passes in, of which one is the client's.
-pub fn echoes() -> Vec<Row> {
+pub(crate) fn echoes() -> Vec<Row> {
     SHAPES
         .iter()
         .map(|&(len, count)| Row {
@@ -49,7 +49,7 @@ pub fn echoes() -> Vec<Row> {
 }
 
 /// The client seals each message; the server opens each, and seals what it sends: one reply for those that are joined.
-fn cipher(len: usize, count: usize) -> Box<dyn FnMut()> {
+fn cipher(len: usize, count: usize) -> Work {
     let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &[7; 16]).unwrap());
     let joined = len <= 1 << 10;
     let mut octets = vec![1; (len + OVERHEAD) * count];
@@ -110,7 +110,7 @@ fn hear(link: &mut TlsLink, octets: &mut [u8], out: &mut Vec<u8>) {
     while !matches!(link.open(octets, &mut at, out).unwrap(), Opened::Drained) {}
 }
 
-fn link(len: usize, count: usize, in_place: bool) -> Box<dyn FnMut()> {
+fn link(len: usize, count: usize, in_place: bool) -> Work {
     let (mut server, mut client) = pair();
     let message = vec![1; len];
     let (mut octets, mut out, mut unasked) = (Vec::new(), Vec::new(), Vec::new());
@@ -170,7 +170,7 @@ fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     (Arc::new(server), Arc::new(client))
 }
 
-fn buffered(len: usize, count: usize) -> Box<dyn FnMut()> {
+fn buffered(len: usize, count: usize) -> Work {
     let (server, client) = configs();
     let mut server = ServerConnection::new(server).unwrap();
     let mut client = ClientConnection::new(client, ServerName::try_from("localhost").unwrap()).unwrap();
@@ -263,7 +263,7 @@ macro_rules! encrypt {
     }};
 }
 
-fn unbuffered(len: usize, count: usize) -> Box<dyn FnMut()> {
+fn unbuffered(len: usize, count: usize) -> Work {
     let (server, client) = configs();
     let mut server = UnbufferedServerConnection::new(server).unwrap();
     let name = ServerName::try_from("localhost").unwrap();

@@ -155,7 +155,10 @@ fn kind(error: &Rustls) -> TlsErrorKind {
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
         ) => TlsErrorKind::Version,
-        Rustls::PeerIncompatible(_) | Rustls::NoApplicationProtocol => TlsErrorKind::NothingInCommon,
+        // What rustls has only words for is, of what a peer can do, that our key cannot make its signatures.
+        Rustls::PeerIncompatible(_) | Rustls::NoApplicationProtocol | Rustls::General(_) => {
+            TlsErrorKind::NothingInCommon
+        }
         Rustls::NoCertificatesPresented => TlsErrorKind::CertificateRequired,
         Rustls::AlertReceived(alert) => alert_kind(*alert),
         Rustls::PeerSentOversizedRecord => TlsErrorKind::TooLong,

@@ -182,7 +182,14 @@ impl Established {
             // Whatever its level says: in TLS 1.3 every other alert ends the connection (RFC 8446 §6).
             _ => {
                 self.is_ended = true;
-                Err(alert_kind(description).into())
+                Err(match alert_kind(description) {
+                    // Of a handshake that was done, this is not why.
+                    TlsErrorKind::NothingInCommon | TlsErrorKind::Version => {
+                        TlsErrorKind::Alert(description.into())
+                    }
+                    kind => kind,
+                }
+                .into())
             }
         }
     }

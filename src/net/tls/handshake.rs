@@ -107,11 +107,15 @@ impl Handshake {
         }
     }
 
-    /// What rustls has queued for a handshake that failed. It must be given the same octets again: it has noted
-    /// where messages are in them, and relies on that.
+    /// What rustls has queued for a handshake that failed. No step further: it would look at what is left in the
+    /// buffer, and refuse that too.
     fn write_alert(&mut self, out: &mut Vec<u8>) {
-        while let (discard, Step::Again) = self.step(out) {
+        while self.common().wants_write() {
+            let (discard, step) = self.step(out);
             self.buffer.drain(..discard);
+            if !matches!(step, Step::Again) {
+                return;
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use rustls::server::ServerConfig;
 use super::error::{TlsError, TlsErrorKind};
 use super::established::{Content, Established};
 use super::handshake::{Handshake, Handshaken};
+use super::layout::{Pieces, join, spread};
 use super::record::{HEADER_LEN, PLAINTEXT_LEN_MAX, Refused, record_len};
 
 /// Up to this many octets are moved to lie beside their neighbours. Moving 1 KiB costs less than the 22 octets
@@ -449,76 +450,9 @@ impl TlsLink {
     }
 }
 
-/// Makes `next` and what is before it one range, by moving the smaller of the two.
-#[inline]
-fn join(joined: &mut Range<usize>, next: Range<usize>, octets: &mut [u8]) {
-    if joined.start == joined.end {
-        *joined = next;
-    } else if next.len() <= joined.len() {
-        let len = next.len();
-        octets.copy_within(next, joined.end);
-        joined.end += len;
-    } else {
-        let start = next.start - joined.len();
-        octets.copy_within(joined.clone(), start);
-        *joined = start..next.end;
-    }
-}
-
-/// Moves each record's part of `plaintext` to its place: the first to `to`, the others behind it, `gap` octets
-/// apart.
-#[inline]
-fn spread(octets: &mut [u8], plaintext: Range<usize>, to: usize, gap: usize) {
-    let count = plaintext.len().div_ceil(PLAINTEXT_LEN_MAX);
-    let place = |index: usize| {
-        let from = plaintext.start + index * PLAINTEXT_LEN_MAX;
-        (from..plaintext.end.min(from + PLAINTEXT_LEN_MAX), to + index * (PLAINTEXT_LEN_MAX + gap))
-    };
-    // Those that go down from the first on, those that go up from the last on: none meets one that still waits.
-    let down = (0..count).take_while(|index| place(*index).1 < place(*index).0.start).count();
-    for index in (0..down).chain((down..count).rev()) {
-        let (from, to) = place(index);
-        if from.start != to {
-            octets.copy_within(from, to);
-        }
-    }
-}
-
 /// Whether this is how HTTP begins: a request's method, the preface of HTTP/2, or a response.
 fn is_http(head: &[u8]) -> bool {
     const BEGINS: [&[u8]; 11] =
         [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"CONN", b"OPTI", b"TRAC", b"PATC", b"PRI ", b"HTTP"];
     BEGINS.iter().any(|begin| head.starts_with(begin))
-}
-
-/// Plaintext in pieces, taken from the front.
-struct Pieces<'a, P> {
-    pieces: &'a [P],
-    /// Octets of the first piece that are taken already.
-    taken: usize,
-    /// Octets in all.
-    left: usize,
-}
-
-impl<'a, P: Deref<Target = [u8]>> Pieces<'a, P> {
-    fn new(pieces: &'a [P]) -> Self {
-        Self { pieces, taken: 0, left: pieces.iter().map(|piece| piece.len()).sum() }
-    }
-
-    /// The next `len` octets, piece by piece.
-    #[inline]
-    fn take(&mut self, mut len: usize, mut each: impl FnMut(&'a [u8])) {
-        self.left -= len;
-        while len > 0 {
-            let piece = &self.pieces[0][self.taken..];
-            let part = &piece[..len.min(piece.len())];
-            each(part);
-            len -= part.len();
-            self.taken += part.len();
-            if part.len() == piece.len() {
-                self.pieces = &self.pieces[1..];
-                self.taken = 0;
-            }
-        }
-    }
 }

@@ -1,5 +1,7 @@
 //! What is agreed on, who is let in, and how each end learns that it does not work.
 
+use proptest::prelude::*;
+
 use super::*;
 
 #[test]
@@ -272,4 +274,53 @@ fn nothing_is_sealed_before_the_handshake_is_done() {
         link.close(&mut out);
     }
     assert!(out.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// rustls panics if it is not given exactly what it expects in its buffer; nobody may make us do that.
+    #[test]
+    fn a_changed_handshake_fails_or_is_done_but_never_panics(
+        is_tls13 in any::<bool>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), any::<bool>()), 1..4),
+        flight in 0..4_usize,
+        cut in prop_oneof![1..50_usize, 50..3000_usize],
+    ) {
+        thread_local! {
+            static WORLD: World = World::new();
+        }
+        WORLD.with(|world| {
+            let versions = if is_tls13 { TlsVersions::Tls13 } else { TlsVersions::Tls12 };
+            let mut pair = Pair::new(&world.server, &world.client(versions));
+            for turn in 0..6 {
+                let (octets, is_server) = match turn % 2 {
+                    0 => (&mut pair.to_server, true),
+                    _ => (&mut pair.to_client, false),
+                };
+                let mut octets = std::mem::take(octets);
+                for (index, octet, is_left_out) in &changes {
+                    if turn == flight && !octets.is_empty() {
+                        let at = index.index(octets.len());
+                        if *is_left_out {
+                            octets.remove(at);
+                        } else {
+                            octets[at] = *octet;
+                        }
+                    }
+                }
+                for part in octets.chunks(cut) {
+                    if is_server {
+                        pair.at_server.hear(&mut pair.server, part, &mut pair.to_client);
+                    } else {
+                        pair.at_client.hear(&mut pair.client, part, &mut pair.to_server);
+                    }
+                }
+            }
+            for (link, heard) in [(&mut pair.server, &pair.at_server), (&mut pair.client, &pair.at_client)] {
+                assert!(heard.error.is_none_or(|kind| kind != TlsErrorKind::Internal), "{heard:?}");
+                assert!(heard.handshaken.is_some() || link.seal(&[&b"x"[..]], &mut Vec::new()).is_err());
+            }
+        });
+    }
 }

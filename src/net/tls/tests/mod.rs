@@ -132,6 +132,8 @@ struct Heard {
     handshaken: Option<Handshaken>,
     is_closed: bool,
     error: Option<TlsErrorKind>,
+    /// The error in words, for who reads that a test has failed.
+    words: String,
     /// Ranges of plaintext, kept ones included.
     ranges: usize,
 }
@@ -165,6 +167,7 @@ impl Heard {
                 }
                 Ok(Opened::Drained) => break,
                 Err(error) => {
+                    self.words = error.to_string();
                     assert_eq!(self.error.replace(error.kind()), None, "told twice");
                 }
             }

@@ -254,6 +254,7 @@ fn alerts_end_the_connection_except_for_a_few_warnings() {
     for versions in VERSIONS {
         for (octets, kind) in [
             (&[2, 80][..], TlsErrorKind::Alert(80)),
+            (&[2, 40], TlsErrorKind::Alert(40)),
             (&[2, 48], TlsErrorKind::CertificateRefused),
             (&[2], TlsErrorKind::Misbehaved),
             (&[], TlsErrorKind::Misbehaved),
