@@ -16,6 +16,7 @@ mod queue;
 pub mod sim;
 mod socket;
 pub mod transport;
+pub mod tls;
 #[allow(unsafe_code)]
 pub mod uring;
 
