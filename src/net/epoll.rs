@@ -115,12 +115,19 @@ impl Io for EpollIo {
 
 impl EpollBackend {
     /// A backend that accepts from `listeners` and receives up to `receive_buffer_bytes` at a time. What waits in it
-    /// is counted by `meter`.
+    /// is counted by `meter`. At most `handshakes_max` handshakes of TLS are in progress.
     ///
     /// # Errors
     /// epoll or eventfd could not be had, most likely because of the limit of open files.
-    pub fn new(listeners: Vec<Listener>, receive_buffer_bytes: usize, meter: Meter) -> io::Result<Self> {
-        Ok(Self::on(EpollDriver::new(listeners, receive_buffer_bytes)?, meter))
+    pub fn new(
+        listeners: Vec<Listener>,
+        receive_buffer_bytes: usize,
+        handshakes_max: usize,
+        meter: Meter,
+    ) -> io::Result<Self> {
+        let servers = listeners.iter().map(|listener| listener.tls.clone()).collect();
+        let driver = EpollDriver::new(listeners, receive_buffer_bytes)?;
+        Ok(Self::on(driver, meter).with_tls(servers, handshakes_max))
     }
 }
 
@@ -204,7 +211,7 @@ impl EpollDriver {
             match accepted {
                 Ok(fd) => {
                     self.work.push_back(Work::Listener(index));
-                    return Some(Event::Accepted(EpollIo::new(fd.into(), false)));
+                    return Some(Event::Accepted(EpollIo::new(fd.into(), false), index));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.listeners[index].ready = false;

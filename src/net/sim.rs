@@ -476,7 +476,7 @@ impl Driver for SimDriver {
         if self.is_accepting
             && let Some(socket) = self.network.accept()
         {
-            return Some(Event::Accepted(SimIo { socket, wants_writable: false, failed: false }));
+            return Some(Event::Accepted(SimIo { socket, wants_writable: false, failed: false }, 0));
         }
         while let Some((index, visit)) = self.work.pop() {
             let entry = links.get_mut(index as usize).filter(|entry| !entry.link.ended);

@@ -24,7 +24,7 @@ pub(crate) fn serve(io: &str, flags: &[&str]) -> Server {
 
 pub(crate) fn address(server: &Server) -> SocketAddr {
     match server.endpoints()[0] {
-        Endpoint::Tcp(address) => address,
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => address,
         Endpoint::Unix(_) => panic!("not a TCP endpoint"),
     }
 }

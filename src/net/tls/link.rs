@@ -150,9 +150,11 @@ impl TlsLink {
     /// The transport came to the peer's FIN.
     ///
     /// # Errors
-    /// No close_notify came before it: [`TlsErrorKind::Truncated`], or `EndedInHandshake`.
+    /// No close_notify came before it: [`TlsErrorKind::Truncated`], or `EndedInHandshake`. Not if the link has failed or
+    /// was closed in its handshake: then there is nothing more to tell.
     pub fn eof(&self) -> Result<(), TlsError> {
         match self.peer {
+            Peer::Sending if matches!(self.phase, Phase::Failed(_)) => Ok(()),
             Peer::Sending if self.is_handshaking() => Err(TlsErrorKind::EndedInHandshake.into()),
             Peer::Sending => Err(TlsErrorKind::Truncated.into()),
             Peer::Closing | Peer::Closed => Ok(()),

@@ -110,8 +110,8 @@ pub struct UringDriver<R: Ring> {
     now: Instant,
     acceptors: Vec<Acceptor<R::Socket>>,
     accept_again: Option<Instant>,
-    /// Connections that the ring has accepted, and whose turn comes, so many in this turn.
-    accepted: VecDeque<R::Socket>,
+    /// Connections that the ring has accepted, each with its listener, and whose turn comes, so many in this turn.
+    accepted: VecDeque<(R::Socket, usize)>,
     accepts_left: u32,
     current: Option<Buffer>,
     /// Connections that are not received from because there was no buffer, or because they receive once at a time.
@@ -234,19 +234,21 @@ impl UringBackend {
         Ok(Self::on(driver, meter))
     }
 
-    /// Accepts from `listeners` from the next turn on. To be called once at most.
+    /// The same, and accepts from `listeners` from the next turn on. At most `handshakes_max` handshakes of TLS are in
+    /// progress. To be called once at most.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn listen(&mut self, listeners: Vec<Listener>) -> io::Result<()> {
-        let mut sockets = Vec::new();
+    pub fn listen(mut self, listeners: Vec<Listener>, handshakes_max: usize) -> io::Result<Self> {
+        let (mut sockets, mut servers) = (Vec::new(), Vec::new());
         for listener in listeners {
+            servers.push(listener.tls);
             // With O_NONBLOCK an operation fails where it should wait.
             listener.socket.set_nonblocking(false)?;
             sockets.push(listener.socket);
         }
         self.driver_mut().listen(sockets);
-        Ok(())
+        Ok(self.with_tls(servers, handshakes_max))
     }
 }
 
@@ -450,7 +452,7 @@ impl<R: Ring> UringDriver<R> {
         let acceptor = &mut self.acceptors[index];
         let failed = match accepted {
             Ok(socket) => {
-                self.accepted.push_back(socket);
+                self.accepted.push_back((socket, index));
                 None
             }
             Err(_) if acceptor.state == Accepting::Stopped => None,
@@ -470,7 +472,8 @@ impl<R: Ring> UringDriver<R> {
         if acceptor.state == Accepting::Stopped {
             // What has arrived until now is accepted still; then the listener is closed.
             if let Some(listener) = acceptor.socket.take() {
-                self.accepted.extend(std::iter::from_fn(|| listener.accept_waiting()));
+                let waiting = std::iter::from_fn(|| listener.accept_waiting());
+                self.accepted.extend(waiting.map(|socket| (socket, index)));
             }
         } else {
             acceptor.state = Accepting::No;
@@ -581,7 +584,8 @@ impl<R: Ring> Driver for UringDriver<R> {
             }
         }
         self.accepts_left = self.accepts_left.checked_sub(1)?;
-        self.accepted.pop_front().map(|socket| Event::Accepted(UringIo::new(socket, false)))
+        let (socket, listener) = self.accepted.pop_front()?;
+        Some(Event::Accepted(UringIo::new(socket, false), listener))
     }
 
     #[inline]
