@@ -744,7 +744,10 @@ impl<D: Driver> Backend for Transport<D> {
     }
 
     fn close(&mut self, conn: ConnId) {
-        if self.live(conn).is_some() {
+        if let Some(entry) = self.live(conn) {
+            if entry.link.tls.is_some() && entry.link.is_flushed() {
+                self.says_goodbye(conn.index);
+            }
             self.end(conn.index, None);
         }
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test uses some of it")]
 
 pub(crate) mod client;
+pub(crate) mod stream;
 
 /// The values of `--io` that every test of the whole server runs with.
 pub(crate) const BACKENDS: &[&str] = &["epoll"];
