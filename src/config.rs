@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
-use crate::net::tls::{SelfSigned, TlsOptions};
+use crate::net::tls::{PLAINTEXT_LEN_MAX, SelfSigned, TlsOptions};
 use crate::net::uring::{Submit, UringOptions};
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
 use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
@@ -289,7 +289,10 @@ impl Config {
     /// # Errors
     /// One line that names the flag, the cause and the cure.
     pub fn check(&self) -> Result<(), String> {
-        let least = self.message_size_max.saturating_add(u64::from(self.receive_buffer_bytes)) + 1024;
+        // A record of TLS that more than one receive brought is answered at once.
+        let record = if self.tls_options().is_some() { PLAINTEXT_LEN_MAX as u64 } else { 0 };
+        let received = u64::from(self.receive_buffer_bytes).max(record);
+        let least = self.message_size_max.saturating_add(received) + 1024;
         if (self.send_queue_bytes_max() as u64) < least {
             return Err(format!(
                 "--send-queue-bytes-max {} cannot hold the reply to the longest message: use at least {least}, \

@@ -150,6 +150,18 @@ impl Network {
         inner.peers[peer].script.sends.extend_from_slice(octets);
     }
 
+    /// Has the peer send FIN after what it sends.
+    pub fn fin(&self, peer: PeerId) {
+        let mut inner = self.0.borrow_mut();
+        inner.moved = true;
+        inner.peers[peer].script.fin = true;
+    }
+
+    /// Lets a peer read no more.
+    pub fn stop_reading(&self, peer: PeerId) {
+        self.0.borrow_mut().peers[peer].script.reads = false;
+    }
+
     /// Lets a peer read that did not.
     pub fn start_reading(&self, peer: PeerId) {
         let mut inner = self.0.borrow_mut();

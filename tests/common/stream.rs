@@ -51,7 +51,7 @@ impl Stream {
         let mut incoming = Incoming::default();
         tcp.write_all(&out)?;
         while link.is_handshaking() {
-            fill(&mut tcp, &mut |octets, out| open(&mut link, octets, out, &mut incoming))?;
+            fill(&mut tcp, |octets, out| open(&mut link, octets, out, &mut incoming))?;
         }
         let tls = Tls { link: Mutex::new(link), unsent: Mutex::default(), incoming: Mutex::new(incoming) };
         Ok(Self { tcp, tls: Some(Arc::new(tls)) })
@@ -79,7 +79,7 @@ impl Stream {
 /// Reads once, hands that on, and writes what is answered. Returns 0 at the end.
 fn fill(
     tcp: &mut TcpStream,
-    open: &mut dyn FnMut(&mut [u8], &mut Vec<u8>) -> io::Result<()>,
+    open: impl FnOnce(&mut [u8], &mut Vec<u8>) -> io::Result<()>,
 ) -> io::Result<usize> {
     let (mut buffer, mut out) = (vec![0; 1 << 16], Vec::new());
     let len = tcp.read(&mut buffer)?;
@@ -119,7 +119,7 @@ impl Read for Stream {
         let Some(tls) = &self.tls else { return self.tcp.read(buffer) };
         let mut incoming = tls.incoming.lock().unwrap();
         while incoming.plaintext.is_empty() && !incoming.is_closed {
-            fill(&mut self.tcp, &mut |octets, out| {
+            fill(&mut self.tcp, |octets, out| {
                 open(&mut tls.link.lock().unwrap(), octets, out, &mut incoming)
             })?;
         }
