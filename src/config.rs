@@ -45,7 +45,7 @@ pub struct Config {
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// The most TLS handshakes in progress for each worker, because each takes about 10 KiB and a signature. Beyond
+    /// The most TLS handshakes in progress for each worker, because each takes about 5 KiB and a signature. Beyond
     /// it the oldest is closed if it is older than 1 s, otherwise the newest.
     #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "TLS")]
     pub tls_handshakes_max: u32,

@@ -11,6 +11,8 @@ use resound::net::tls::{
 const CONNECTION_COUNT: usize = 500;
 /// Octets for each idle link of a server, the link itself included.
 const OCTETS_MAX: usize = 3 << 10;
+/// Octets for each handshake that has begun: what the transport counts for it.
+const HANDSHAKE_OCTETS_MAX: usize = 5 << 10;
 /// Before a client has spoken, there is only the link.
 const SILENT_OCTETS_MAX: usize = 128;
 
@@ -57,6 +59,7 @@ fn an_idle_link_owns_its_keys_and_an_echo_allocates_nothing() {
         let client = TlsClient::new(&client_options(versions)).unwrap();
         // What rustls makes once.
         drop(used(&server, &client));
+        half_a_handshake(&server, &client);
         let before = LIVE.load(Relaxed);
         let mut links = Vec::with_capacity(CONNECTION_COUNT);
         for _ in 0..CONNECTION_COUNT {
@@ -104,6 +107,24 @@ fn used(server: &TlsServer, client: &TlsClient) -> (TlsLink, TlsLink) {
         to_client.clear();
     }
     (server, client)
+}
+
+/// What a link takes whose client has sent its first message and no more.
+fn half_a_handshake(server: &TlsServer, client: &TlsClient) {
+    let mut hello = Vec::new();
+    drop(client.link(&mut hello).unwrap());
+    let mut out = Vec::with_capacity(8 << 10);
+    let before = LIVE.load(Relaxed);
+    let mut links = Vec::with_capacity(CONNECTION_COUNT);
+    for _ in 0..CONNECTION_COUNT {
+        let mut link = server.link();
+        hear(&mut link, &mut hello.clone(), &mut out);
+        out.clear();
+        links.push(link);
+    }
+    let each = (LIVE.load(Relaxed) - before) / CONNECTION_COUNT;
+    println!("{each} octets for each handshake in progress");
+    assert!((1000..=HANDSHAKE_OCTETS_MAX).contains(&each), "{each} octets");
 }
 
 /// How many octets of plaintext.

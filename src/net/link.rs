@@ -259,7 +259,7 @@ impl Backlog {
 
 /// What rustls takes for a handshake in progress beside what the link counts itself, and what an established link
 /// owns, in octets. `tests/tls_memory.rs` measures the second.
-const HANDSHAKE_COST: usize = 8 << 10;
+const HANDSHAKE_COST: usize = 5 << 10;
 const ESTABLISHED_COST: usize = 2 << 10;
 
 impl Secure {
