@@ -91,10 +91,17 @@ pub struct EpollIo {
     hangup: bool,
     /// It stands in `again`.
     waits: bool,
+    wants: Wants,
+}
+
+/// What a connection waits for beside octets to read. One octet: each connection has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Nothing,
     /// It is to be told when it can be written to.
-    wants_writable: bool,
+    Writable,
     /// It is being connected.
-    connects: bool,
+    Connected,
 }
 
 impl Io for EpollIo {
@@ -178,10 +185,11 @@ impl EpollDriver {
                 let io = &mut entry.io;
                 io.readable |= readable || hangup;
                 io.hangup |= hangup;
-                if io.connects && (writable || hangup) {
+                if io.wants == Wants::Connected && (writable || hangup) {
                     return self.connected(index, io);
                 }
-                if writable && std::mem::replace(&mut io.wants_writable, false) {
+                if writable && io.wants == Wants::Writable {
+                    io.wants = Wants::Nothing;
                     self.read_again(index, io);
                     return Some(Event::Writable(index));
                 }
@@ -235,7 +243,7 @@ impl EpollDriver {
             Ok(false) => return None,
             Err(error) => Event::Failed(index, error),
         };
-        io.connects = false;
+        io.wants = Wants::Nothing;
         self.read_again(index, io);
         Some(event)
     }
@@ -244,7 +252,7 @@ impl EpollDriver {
     #[inline]
     fn read(&mut self, index: u32, entry: &mut Entry<EpollIo>) -> Option<Event<EpollIo>> {
         let Entry { link, io } = entry;
-        if !io.readable || link.eof || io.connects || !link.takes_input() {
+        if !io.readable || link.eof || io.wants == Wants::Connected || !link.takes_input() {
             return None;
         }
         loop {
@@ -384,7 +392,9 @@ impl Driver for EpollDriver {
     }
 
     fn want_writable(&mut self, entry: &mut Entry<EpollIo>, _: u32) {
-        entry.io.wants_writable = true;
+        if entry.io.wants == Wants::Nothing {
+            entry.io.wants = Wants::Writable;
+        }
     }
 
     fn end(&mut self, _: &mut Entry<EpollIo>, _: u32) -> bool {
@@ -406,7 +416,8 @@ impl Driver for EpollDriver {
 
 impl EpollIo {
     fn new(socket: Socket, connects: bool) -> Self {
-        Self { socket, readable: false, hangup: false, waits: false, wants_writable: false, connects }
+        let wants = if connects { Wants::Connected } else { Wants::Nothing };
+        Self { socket, readable: false, hangup: false, waits: false, wants }
     }
 }
 

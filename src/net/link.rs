@@ -9,7 +9,6 @@
 //! yet stands beside it and goes first; nothing more is sealed before it is gone.
 
 use std::collections::VecDeque;
-use std::io;
 
 use super::queue::SendQueue;
 use super::tls::{TlsLink, TlsServer};
@@ -38,8 +37,6 @@ pub(super) struct Link {
     pub(super) blocked_reported: bool,
     /// No completion but `Closed` is to come.
     pub(super) ended: bool,
-    /// Why it ended.
-    pub(super) error: Option<io::Error>,
     /// There only while something waits.
     backlog: Option<Box<Backlog>>,
     /// Opens what is received and seals what is sent.
@@ -91,7 +88,6 @@ impl Link {
             blocked: false,
             blocked_reported: false,
             ended: false,
-            error: None,
             backlog: None,
             tls: None,
         }
@@ -222,11 +218,10 @@ impl Link {
     }
 
     /// From here on every call that names the connection does nothing.
-    pub(super) fn end(&mut self, error: Option<io::Error>) {
+    pub(super) fn end(&mut self) {
         debug_assert!(!self.ended);
         self.ended = true;
         self.in_flight = 0;
-        self.error = error;
         self.backlog = None;
         self.tls = None;
     }

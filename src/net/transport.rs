@@ -8,7 +8,7 @@
 
 mod secure;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -190,6 +190,8 @@ pub struct Transport<D: Driver> {
     blocked: Vec<u32>,
     /// Links whose end is to be reported. Nothing is in flight for them.
     ended: VecDeque<u32>,
+    /// Why, of links that have ended: not in the link, since nearly none of them has one.
+    errors: HashMap<u32, io::Error>,
     secure: secure::Shared,
 }
 
@@ -209,6 +211,7 @@ impl<D: Driver> Transport<D> {
             flush_left: 0,
             blocked: Vec::new(),
             ended: VecDeque::new(),
+            errors: HashMap::new(),
             secure: secure::Shared::default(),
         }
     }
@@ -481,7 +484,10 @@ impl<D: Driver> Transport<D> {
         }
         self.end_handshake(index);
         let entry = &mut self.links[index as usize];
-        entry.link.end(error);
+        entry.link.end();
+        if let Some(error) = error {
+            self.errors.insert(index, error);
+        }
         if self.driver.end(entry, index) {
             self.ended.push_back(index);
         }
@@ -492,7 +498,7 @@ impl<D: Driver> Transport<D> {
         let entry = self.links.remove(index as usize);
         drop(entry.io);
         self.driver.closed();
-        Completion::Closed(conn, entry.link.error)
+        Completion::Closed(conn, self.errors.remove(&index))
     }
 
     #[inline]
