@@ -18,8 +18,8 @@ use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WIND
 #[derive(Clone, Debug, Parser)]
 #[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
-    /// Where to listen: ADDRESS:PORT (IPv6 in brackets), wss://ADDRESS:PORT (TLS), or unix:PATH. Repeatable. Port 0 takes a free port,
-    /// and the line printed at start says which. On a PATH, only a socket that nobody listens on is replaced.
+    /// Where to listen: ADDRESS:PORT (IPv6 in brackets), wss://ADDRESS:PORT (TLS), or unix:PATH. Repeatable. Port
+    /// 0 takes a free port, and the line printed at start says which. On a PATH, only a socket that nobody listens on is replaced.
     #[arg(long, value_name = "ENDPOINT", default_value = "127.0.0.1:9001", help_heading = "Serving")]
     pub listen: Vec<Endpoint>,
 
@@ -199,7 +199,7 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = power_of_two, help_heading = "Limits")]
     pub receive_buffers: u16,
 
-    /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
+    /// How long a new connection may take to finish its handshakes, TLS and HTTP together, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
     pub handshake_timeout_ms: u32,
 
