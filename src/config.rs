@@ -1,10 +1,12 @@
 //! Every flag and limit: its unit, its default and the reason for it.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
 use crate::net::Endpoint;
+use crate::net::tls::{PLAINTEXT_LEN_MAX, SelfSigned, TlsOptions};
 use crate::net::uring::{Submit, UringOptions};
 use crate::proto::handshake::{PolicyError, UpgradePolicy};
 use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WINDOW_BITS_MIN};
@@ -16,10 +18,37 @@ use crate::proto::{DeflatePolicy, DeflateSettings, Limits, WINDOW_BITS_MAX, WIND
 #[derive(Clone, Debug, Parser)]
 #[command(name = "resound", version, max_term_width = 100, args_override_self = true)]
 pub struct Config {
-    /// Where to listen: ADDRESS:PORT (IPv6 in brackets) or unix:PATH. Repeatable. Port 0 takes a free port,
-    /// and the line printed at start says which. On a PATH, only a socket that nobody listens on is replaced.
+    /// Where to listen: ADDRESS:PORT (IPv6 in brackets), wss://ADDRESS:PORT (TLS), or unix:PATH. Repeatable. Port
+    /// 0 takes a free port, and the line printed at start says which. On a PATH, only a socket that nobody listens on is replaced.
     #[arg(long, value_name = "ENDPOINT", default_value = "127.0.0.1:9001", help_heading = "Serving")]
     pub listen: Vec<Endpoint>,
+
+    /// A certificate with its chain, in PEM, for wss. Repeatable, each with its --tls-key: the client's SNI picks one
+    /// by the names in them, and the first is for all other clients. SIGHUP has all files read again.
+    #[arg(long = "tls-cert", value_name = "FILE", help_heading = "TLS")]
+    pub tls_certs: Vec<PathBuf>,
+
+    /// The private key of the certificate at the same place, in PEM. Repeatable.
+    #[arg(long = "tls-key", value_name = "FILE", help_heading = "TLS")]
+    pub tls_keys: Vec<PathBuf>,
+
+    /// Make a certificate at start, keep it in memory, and print its SHA-256 fingerprint: the quickest way to
+    /// try wss.
+    #[arg(long, help_heading = "TLS")]
+    pub tls_self_signed: bool,
+
+    /// A host name or IP address for the self-signed certificate. Repeatable. Default: localhost, 127.0.0.1, ::1.
+    #[arg(long = "tls-name", value_name = "NAME", help_heading = "TLS")]
+    pub tls_names: Vec<String>,
+
+    /// Require clients to show a certificate of one of the CAs in this PEM file.
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// The most TLS handshakes in progress for each worker, because each takes about 5 KiB and a signature. Beyond
+    /// it the oldest is closed if it is older than 1 s, otherwise the newest.
+    #[arg(long, value_name = "COUNT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "TLS")]
+    pub tls_handshakes_max: u32,
 
     /// What paths that are not reserved do.
     #[arg(long, value_enum, default_value_t = Mode::Echo, help_heading = "Serving")]
@@ -170,7 +199,7 @@ pub struct Config {
     #[arg(long, value_name = "COUNT", default_value_t = 512, value_parser = power_of_two, help_heading = "Limits")]
     pub receive_buffers: u16,
 
-    /// How long a new connection may take to finish its handshake, and an idle HTTP connection may stay.
+    /// How long a new connection may take to finish its handshakes, TLS and HTTP together, and an idle HTTP connection may stay.
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MS_MAX), help_heading = "Timeouts")]
     pub handshake_timeout_ms: u32,
 
@@ -260,7 +289,10 @@ impl Config {
     /// # Errors
     /// One line that names the flag, the cause and the cure.
     pub fn check(&self) -> Result<(), String> {
-        let least = self.message_size_max.saturating_add(u64::from(self.receive_buffer_bytes)) + 1024;
+        // A record of TLS that more than one receive brought is answered at once.
+        let record = if self.tls_options().is_some() { PLAINTEXT_LEN_MAX as u64 } else { 0 };
+        let received = u64::from(self.receive_buffer_bytes).max(record);
+        let least = self.message_size_max.saturating_add(received) + 1024;
         if (self.send_queue_bytes_max() as u64) < least {
             return Err(format!(
                 "--send-queue-bytes-max {} cannot hold the reply to the longest message: use at least {least}, \
@@ -269,7 +301,58 @@ impl Config {
             ));
         }
         self.upgrade_policy()?;
-        Ok(())
+        self.check_tls()
+    }
+
+    fn check_tls(&self) -> Result<(), String> {
+        let (certs, keys) = (self.tls_certs.len(), self.tls_keys.len());
+        if certs != keys {
+            return Err(format!(
+                "--tls-cert is given {certs} times and --tls-key {keys} times: give them in pairs"
+            ));
+        }
+        if !self.tls_self_signed && !self.tls_names.is_empty() {
+            return Err("--tls-name names a self-signed certificate: add --tls-self-signed".into());
+        }
+        let listener = self.listen.iter().find(|endpoint| matches!(endpoint, Endpoint::Tls(_)));
+        let flag = [
+            (certs > 0, "--tls-cert"),
+            (self.tls_self_signed, "--tls-self-signed"),
+            (self.tls_client_ca.is_some(), "--tls-client-ca"),
+        ];
+        match (listener, flag.iter().find(|(is_given, _)| *is_given)) {
+            (None, Some((_, flag))) => {
+                Err(format!("{flag}: nothing listens with TLS: add --listen wss://ADDRESS:PORT"))
+            }
+            (Some(listener), _) if certs == 0 && !self.tls_self_signed => Err(format!(
+                "--listen {listener}: wss needs a certificate: --tls-cert FILE --tls-key FILE, or --tls-self-signed"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What TLS is made of, if anything listens with it.
+    pub fn tls_options(&self) -> Option<TlsOptions> {
+        let has_tls = self.listen.iter().any(|endpoint| matches!(endpoint, Endpoint::Tls(_)));
+        let names = || match self.tls_names.as_slice() {
+            [] => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
+            names => names.to_vec(),
+        };
+        has_tls.then(|| TlsOptions {
+            certs: self.tls_certs.iter().cloned().zip(self.tls_keys.iter().cloned()).collect(),
+            client_ca: self.tls_client_ca.clone(),
+            self_signed: self.tls_self_signed.then(|| SelfSigned { names: names() }),
+        })
+    }
+
+    /// The flag that named `file`, or that of names if there is none.
+    pub fn tls_flag(&self, file: Option<&Path>) -> &'static str {
+        match file {
+            None => "--tls-name",
+            file if file == self.tls_client_ca.as_deref() => "--tls-client-ca",
+            Some(file) if self.tls_keys.iter().any(|key| key == file) => "--tls-key",
+            Some(_) => "--tls-cert",
+        }
     }
 
     /// The limit of a connection's send queue in octets.

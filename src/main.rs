@@ -1,4 +1,4 @@
-//! Flags, then [`Server`]; signals, then the drain; nothing else.
+//! Flags, then [`Server`]; signals, then the drain; SIGHUP reads certificates again; nothing else.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
 use resound::server::Server;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// The server could not start: a bad flag, a port in use, …
@@ -61,6 +61,9 @@ fn start(config: Config) -> anyhow::Result<Server> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("signals")?;
+    if config.tls_options().is_some() {
+        signals.add_signal(SIGHUP).context("signals")?;
+    }
     // Its message says the cause already: no chain.
     let server = Server::start(config.clone()).map_err(|error| anyhow::anyhow!("{error}"))?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -70,13 +73,21 @@ fn start(config: Config) -> anyhow::Result<Server> {
     tracing::info!(version, kernel, ?io, workers, nofile, flags, "serving");
     tracing::debug!(?config);
 
-    let stop = server.stopper();
+    let (stop, reload) = (server.stopper(), server.reloader());
     std::thread::spawn(move || {
-        let signal = signals.forever().next();
-        tracing::info!(signal, drain_ms = config.drain_ms, "draining; a second signal ends at once");
-        stop();
-        if signals.forever().next().is_some() {
-            std::process::exit(EXIT_IMPATIENT);
+        let mut drains = false;
+        for signal in signals.forever() {
+            match (signal, &reload) {
+                (SIGHUP, Some(reload)) => reload(),
+                (SIGHUP, None) => {}
+                _ if drains => std::process::exit(EXIT_IMPATIENT),
+                _ => {
+                    drains = true;
+                    let drain_ms = config.drain_ms;
+                    tracing::info!(signal, drain_ms, "draining; a second signal ends at once");
+                    stop();
+                }
+            }
         }
     });
 
@@ -84,6 +95,9 @@ fn start(config: Config) -> anyhow::Result<Server> {
     for url in server.urls() {
         // Nobody may be reading: that is no reason not to serve.
         let _ = writeln!(stdout, "listening on {url}");
+    }
+    if let Some(fingerprint) = server.fingerprint() {
+        let _ = writeln!(stdout, "certificate SHA-256 fingerprint: {fingerprint}");
     }
     let _ = stdout.flush();
     Ok(server)

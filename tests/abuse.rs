@@ -213,7 +213,7 @@ fn work_for_a_ping(server: &Server, counter: fn(&Counters) -> &Counter) -> u64 {
 }
 
 fn open(server: &Server, path: &str, count: usize) -> Vec<TcpStream> {
-    (0..count).map(|_| Client::open(server, path).stream).collect()
+    (0..count).map(|_| Client::open(server, path).stream.tcp).collect()
 }
 
 /// A connection that has agreed on permessage-deflate.
@@ -229,7 +229,7 @@ fn open_compressed(server: &Server) -> TcpStream {
         answer.push(octet[0]);
     }
     assert!(String::from_utf8(answer).unwrap().contains("permessage-deflate"));
-    client.stream
+    client.stream.tcp
 }
 
 /// A compressed message of `len` zeros (RFC 7692 §7.2.1).

@@ -1,4 +1,4 @@
-//! What an idle connection costs in user memory, counted by the allocator over 10,000 of them.
+//! What an idle connection costs in user memory, counted by the allocator over thousands of them.
 //!
 //! The clients live in a process of their own: this same program, started again.
 
@@ -11,13 +11,16 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::client::{address, eventually, serve};
-use common::{BACKENDS, SWITCHING, message, reply, request};
+use common::client::{eventually, serve};
+use common::stream::{Stream, tls_client};
+use common::{SWITCHING, message, reply, request};
+use resound::net::tls::TlsVersions;
 use resound::proto::Opcode;
 
-const CONNECTION_COUNT: usize = 10_000;
-/// Octets of user memory for each idle connection, the unused part of the slabs included.
-const OCTETS_MAX: usize = 256;
+/// What runs, with how many connections, and octets of user memory for each idle one, the unused part of the slabs
+/// included: at most, and less cannot be true.
+const CASES: [(&str, usize, std::ops::RangeInclusive<usize>); 2] =
+    [("epoll", 10_000, 64..=256), ("epoll_wss", 5_000, 1024..=6 << 10)];
 const CLIENTS_OF: &str = "RESOUND_TEST_CLIENTS_OF";
 
 struct Counting;
@@ -44,21 +47,22 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn an_idle_connection_costs_at_most_256_octets() {
+fn an_idle_connection_costs_at_most_256_octets_and_with_tls_6_kib() {
     if let Ok(server) = env::var(CLIENTS_OF) {
         return clients(&server);
     }
     let nofile = resound::net::raise_nofile().unwrap();
-    assert!(
-        nofile as usize > CONNECTION_COUNT + 100,
-        "the limit of open files is {nofile}: raise it (ulimit -Hn)"
-    );
-    for io in BACKENDS {
+    for (io, count, octets) in CASES {
+        assert!(nofile as usize > count + 100, "the limit of open files is {nofile}: raise it (ulimit -Hn)");
         let server = serve(io, &["--workers", "1"]);
         let before = LIVE.load(Relaxed);
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "an_idle_connection_costs_at_most_256_octets"])
-            .env(CLIENTS_OF, address(&server).to_string())
+            .args([
+                "--exact",
+                "--nocapture",
+                "an_idle_connection_costs_at_most_256_octets_and_with_tls_6_kib",
+            ])
+            .env(CLIENTS_OF, format!("{count} {}", server.urls().next().unwrap()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -66,12 +70,11 @@ fn an_idle_connection_costs_at_most_256_octets() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("all are idle")), "the clients failed");
         eventually("every message was counted", || {
-            server.total(|counters| &counters.messages_total) == 2 * CONNECTION_COUNT as u64
+            server.total(|counters| &counters.messages_total) == 2 * count as u64
         });
-        let each = (LIVE.load(Relaxed) - before) / CONNECTION_COUNT;
-        println!("{io}: {each} octets of user memory for each of {CONNECTION_COUNT} idle connections");
-        assert!(each <= OCTETS_MAX, "{io}: {each} octets");
-        assert!(each >= 64, "{io}: {each} octets cannot be true");
+        let each = (LIVE.load(Relaxed) - before) / count;
+        println!("{io}: {each} octets of user memory for each of {count} idle connections");
+        assert!(octets.contains(&each), "{io}: {each} octets");
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
     }
@@ -80,11 +83,16 @@ fn an_idle_connection_costs_at_most_256_octets() {
 /// The other process: opens the connections, sends on each a message whole and one cut by a read, and idles.
 fn clients(server: &str) {
     resound::net::raise_nofile().unwrap();
+    let (count, url) = server.split_once(' ').unwrap();
+    let (scheme, address) = url.split_once("://").unwrap();
+    let tls = tls_client(TlsVersions::Both, false);
     let text = message(Opcode::Binary, &[7; 5000]);
     let (head, tail) = text.split_at(2000);
-    let connections: Vec<TcpStream> = (0..CONNECTION_COUNT)
+    let connections: Vec<Stream> = (0..count.parse().unwrap())
         .map(|_| {
-            let mut stream = TcpStream::connect(server).unwrap();
+            let tcp = TcpStream::connect(address).unwrap();
+            let mut stream =
+                if scheme == "wss" { Stream::secure(tcp, &tls).unwrap() } else { Stream::plain(tcp) };
             stream.write_all(&request("/")).unwrap();
             stream.read_exact(&mut vec![0; SWITCHING.len()]).unwrap();
             let whole = message(Opcode::Text, b"whole");
@@ -95,7 +103,7 @@ fn clients(server: &str) {
             stream
         })
         .collect();
-    for mut stream in &connections {
+    for mut stream in connections.iter().map(|stream| stream.try_clone().unwrap()) {
         stream.write_all(tail).unwrap();
         let mut got = vec![0; 5004];
         stream.read_exact(&mut got).unwrap();

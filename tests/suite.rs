@@ -11,11 +11,13 @@ use resound::memory::Meter;
 use resound::net::uring::UringBackend;
 use resound::proto::Opcode;
 
-/// Makes one module for each backend, with one test in it for each function.
+/// Makes one module for each backend, with TLS and without, with one test in it for each function.
 macro_rules! suite {
     ($($test:ident,)+) => {
         suite!(epoll: $($test,)+);
         suite!(uring: $($test,)+);
+        suite!(epoll_wss: $($test,)+);
+        suite!(uring_wss: $($test,)+);
     };
     ($io:ident: $($test:ident,)+) => {
         mod $io {
@@ -63,7 +65,7 @@ suite! {
 /// Whether the backend works on this machine. Where it must, which is in CI, that it does not is a failure.
 fn is_here(io: &str) -> bool {
     match UringBackend::new(&Config::default().uring_options(), Meter::default()) {
-        Err(error) if io == "uring" => {
+        Err(error) if io.starts_with("uring") => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
             eprintln!("skipped: {error}");
             false
@@ -368,7 +370,8 @@ fn plain_requests_are_answered_on_one_connection(io: &str) {
     let date = httpdate::parse_http_date(date).unwrap();
     assert!((start..=std::time::SystemTime::now()).contains(&date), "{answer}");
     assert!(client.answer(false).starts_with("HTTP/1.1 426 Upgrade Required\r\n"));
-    assert!(client.answer(true).ends_with("Connect with a WebSocket client to ws://x/\n"));
+    let scheme = if io.ends_with("_wss") { "wss" } else { "ws" };
+    assert!(client.answer(true).ends_with(&format!("Connect with a WebSocket client to {scheme}://x/\n")));
     // The same connection may become a WebSocket one.
     client.write(&request("/"));
     client.expect(common::SWITCHING.as_bytes());

@@ -20,20 +20,19 @@ use socket2::Socket;
 use super::listen::Listener;
 use super::socket;
 use super::transport::{Driver, Entry, Event, Io, Links, Transport};
-use super::{ACCEPT_PAUSE, ACCEPTS_MAX, Wake, is_exhaustion};
+use super::{ACCEPT_PAUSE, ACCEPTS_MAX, LIGHT_LEN, LIGHT_TURNS, Wake, is_exhaustion};
 use crate::memory::Meter;
 
 const WAKER: Token = Token(usize::MAX);
 /// Tokens from here on are listeners; those below are connections.
 const LISTENERS: usize = usize::MAX - 1024;
 const EVENTS_MAX: usize = 1024;
-/// What all connections together are given to receive in one turn, in octets, as far as [`BITE_MIN`] allows.
+/// What all connections together are given to receive in a turn that is to be short, in octets, as far as [`BITE_MIN`]
+/// allows. To cut long messages into small pieces where nobody waits would only cost more (50 connections with 16
+/// messages of 16 KiB in flight each: 1.4 times the processor time).
 const TURN_LEN: usize = 4 << 20;
 /// The least that a connection is given to receive at once, in octets.
 const BITE_MIN: usize = 64 << 10;
-/// Where more connections than this have something, a turn takes long whatever each is given; then to cut their
-/// messages into small pieces would only make it longer (500 of them with 16 messages of 16 KiB each: 2.5 times).
-const BITTEN_MAX: usize = 128;
 
 /// The backend on epoll.
 pub type EpollBackend = Transport<EpollDriver>;
@@ -52,6 +51,8 @@ pub struct EpollDriver {
     /// How many octets of `buffer` a connection is given in this turn, and how many the last event has.
     bite: usize,
     received: usize,
+    /// For so many turns, turns are to be short.
+    light_turns: u32,
     /// What this turn still has to look at.
     work: VecDeque<Work>,
     /// Connections that may have more to read in the next turn.
@@ -94,10 +95,17 @@ pub struct EpollIo {
     hangup: bool,
     /// It stands in `again`.
     waits: bool,
+    wants: Wants,
+}
+
+/// What a connection waits for beside octets to read. One octet: each connection has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Nothing,
     /// It is to be told when it can be written to.
-    wants_writable: bool,
+    Writable,
     /// It is being connected.
-    connects: bool,
+    Connected,
 }
 
 impl Io for EpollIo {
@@ -118,12 +126,19 @@ impl Io for EpollIo {
 
 impl EpollBackend {
     /// A backend that accepts from `listeners` and receives up to `receive_buffer_bytes` at a time. What waits in it
-    /// is counted by `meter`.
+    /// is counted by `meter`. At most `handshakes_max` handshakes of TLS are in progress.
     ///
     /// # Errors
     /// epoll or eventfd could not be had, most likely because of the limit of open files.
-    pub fn new(listeners: Vec<Listener>, receive_buffer_bytes: usize, meter: Meter) -> io::Result<Self> {
-        Ok(Self::on(EpollDriver::new(listeners, receive_buffer_bytes)?, meter))
+    pub fn new(
+        listeners: Vec<Listener>,
+        receive_buffer_bytes: usize,
+        handshakes_max: usize,
+        meter: Meter,
+    ) -> io::Result<Self> {
+        let servers = listeners.iter().map(|listener| listener.tls.clone()).collect();
+        let driver = EpollDriver::new(listeners, receive_buffer_bytes)?;
+        Ok(Self::on(driver, meter).with_tls(servers, handshakes_max))
     }
 }
 
@@ -158,6 +173,7 @@ impl EpollDriver {
             buffer: vec![0; receive_buffer_bytes].into_boxed_slice(),
             bite: receive_buffer_bytes,
             received: 0,
+            light_turns: 0,
             work: VecDeque::new(),
             again: Vec::new(),
         })
@@ -174,10 +190,11 @@ impl EpollDriver {
                 let io = &mut entry.io;
                 io.readable |= readable || hangup;
                 io.hangup |= hangup;
-                if io.connects && (writable || hangup) {
+                if io.wants == Wants::Connected && (writable || hangup) {
                     return self.connected(index, io);
                 }
-                if writable && std::mem::replace(&mut io.wants_writable, false) {
+                if writable && io.wants == Wants::Writable {
+                    io.wants = Wants::Nothing;
                     self.read_again(index, io);
                     return Some(Event::Writable(index));
                 }
@@ -185,12 +202,12 @@ impl EpollDriver {
                     // It has its turn behind those who had none in the last one.
                     return None;
                 }
-                self.read(index, entry)
+                self.read(index, entry, true)
             }
             Work::Again(index) => {
                 let entry = links.get_mut(index as usize)?;
                 entry.io.waits = false;
-                self.read(index, entry)
+                self.read(index, entry, false)
             }
             Work::Listener(index) => self.accept(index),
             Work::Woken => Some(Event::Woken),
@@ -211,7 +228,7 @@ impl EpollDriver {
             match accepted {
                 Ok(fd) => {
                     self.work.push_back(Work::Listener(index));
-                    return Some(Event::Accepted(EpollIo::new(fd.into(), false)));
+                    return Some(Event::Accepted(EpollIo::new(fd.into(), false), index));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.listeners[index].ready = false;
@@ -235,16 +252,17 @@ impl EpollDriver {
             Ok(false) => return None,
             Err(error) => Event::Failed(index, error),
         };
-        io.connects = false;
+        io.wants = Wants::Nothing;
         self.read_again(index, io);
         Some(event)
     }
 
-    /// One read, if there may be something to read and it is wanted.
+    /// One read, if there may be something to read and it is wanted. What comes is the first for a while (`is_fresh`),
+    /// or the rest of what came before.
     #[inline]
-    fn read(&mut self, index: u32, entry: &mut Entry<EpollIo>) -> Option<Event<EpollIo>> {
+    fn read(&mut self, index: u32, entry: &mut Entry<EpollIo>, is_fresh: bool) -> Option<Event<EpollIo>> {
         let Entry { link, io } = entry;
-        if !io.readable || link.eof || io.connects || !link.takes_input() {
+        if !io.readable || link.eof || io.wants == Wants::Connected || !link.takes_input() {
             return None;
         }
         loop {
@@ -255,6 +273,9 @@ impl EpollDriver {
                 }
                 Ok(len) => {
                     io.readable = len == self.bite || io.hangup;
+                    if is_fresh && len < LIGHT_LEN {
+                        self.light_turns = LIGHT_TURNS;
+                    }
                     self.read_again(index, io);
                     self.received = len;
                     return Some(Event::Received(index));
@@ -299,9 +320,10 @@ impl EpollDriver {
             });
         }
         self.work.extend(self.again.drain(..).map(Work::Again));
-        self.bite = match self.work.len() {
-            count if count > BITTEN_MAX => self.buffer.len(),
-            count => (TURN_LEN / count.max(1)).max(BITE_MIN).min(self.buffer.len()),
+        self.light_turns = self.light_turns.saturating_sub(1);
+        self.bite = match self.light_turns {
+            0 => self.buffer.len(),
+            _ => (TURN_LEN / self.work.len().max(1)).max(BITE_MIN).min(self.buffer.len()),
         };
         if self.accept_again.is_some_and(|at| at <= self.now) {
             self.accept_again = None;
@@ -386,7 +408,9 @@ impl Driver for EpollDriver {
     }
 
     fn want_writable(&mut self, entry: &mut Entry<EpollIo>, _: u32) {
-        entry.io.wants_writable = true;
+        if entry.io.wants == Wants::Nothing {
+            entry.io.wants = Wants::Writable;
+        }
     }
 
     fn end(&mut self, _: &mut Entry<EpollIo>, _: u32) -> bool {
@@ -408,7 +432,8 @@ impl Driver for EpollDriver {
 
 impl EpollIo {
     fn new(socket: Socket, connects: bool) -> Self {
-        Self { socket, readable: false, hangup: false, waits: false, wants_writable: false, connects }
+        let wants = if connects { Wants::Connected } else { Wants::Nothing };
+        Self { socket, readable: false, hangup: false, waits: false, wants }
     }
 }
 

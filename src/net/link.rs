@@ -4,10 +4,14 @@
 //! Every backend keeps one [`Link`] for each connection and asks it what may be done; [`super::transport`] moves it
 //! from one state to the next. A link is read from only while nothing waits in either direction: that is all there is
 //! to backpressure.
+//!
+//! With TLS the queue keeps plaintext, so that whole messages can be dropped from it. What is sealed and not taken
+//! yet stands beside it and goes first; nothing more is sealed before it is gone.
 
 use std::collections::VecDeque;
 
 use super::queue::SendQueue;
+use super::tls::{TlsLink, TlsServer};
 use crate::memory::{Lease, Meter};
 
 /// The life of one transport.
@@ -35,6 +39,16 @@ pub(super) struct Link {
     pub(super) ended: bool,
     /// There only while something waits.
     backlog: Option<Box<Backlog>>,
+    /// Opens what is received and seals what is sent.
+    pub(super) tls: Option<Box<Secure>>,
+}
+
+/// What a link has for TLS.
+pub(super) struct Secure {
+    pub(super) tls: TlsLink,
+    /// It counts among the handshakes in progress.
+    pub(super) shakes: bool,
+    lease: Lease,
 }
 
 /// How far a good end has come.
@@ -50,6 +64,9 @@ pub(super) enum Finish {
 /// What waits, in both directions. Never empty.
 struct Backlog {
     queue: Option<Box<SendQueue>>,
+    /// Sealed already, of which the socket has taken `sealed_done` octets; empty or not all taken.
+    sealed: Vec<u8>,
+    sealed_done: usize,
     /// Received and not wanted yet, oldest first.
     held: VecDeque<Vec<u8>>,
     held_bytes: usize,
@@ -72,6 +89,7 @@ impl Link {
             blocked_reported: false,
             ended: false,
             backlog: None,
+            tls: None,
         }
     }
 
@@ -80,7 +98,7 @@ impl Link {
     pub(super) fn takes_input(&self) -> bool {
         let is_free = match &self.backlog {
             None => true,
-            Some(backlog) => self.is_client && backlog.held.is_empty(),
+            Some(backlog) => (self.is_client || self.is_shaking()) && backlog.held.is_empty(),
         };
         is_free && !self.paused && !self.resumes && !self.ended
     }
@@ -91,10 +109,15 @@ impl Link {
         self.in_flight == 0 && self.is_flushed()
     }
 
-    /// Whether the queue is empty.
+    /// Whether nothing waits to be sent but what is in flight.
     #[inline]
     pub(super) fn is_flushed(&self) -> bool {
-        self.backlog.as_ref().is_none_or(|backlog| backlog.queue.is_none())
+        self.backlog.as_ref().is_none_or(|backlog| backlog.queue.is_none() && backlog.sealed.is_empty())
+    }
+
+    /// Whether a handshake of TLS is in progress: what is queued meanwhile waits for its end.
+    pub(super) fn is_shaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|secure| secure.tls.is_handshaking())
     }
 
     /// Whether nothing comes after what is in flight: neither octets nor FIN.
@@ -105,13 +128,20 @@ impl Link {
 
     /// What waits to be sent, as limits count it.
     pub(super) fn queued(&self) -> usize {
-        let queue = self.backlog.as_ref().and_then(|backlog| backlog.queue.as_ref());
-        self.in_flight as usize + queue.map_or(0, |queue| queue.weight())
+        let Some(backlog) = &self.backlog else { return self.in_flight as usize };
+        self.sealed_left() + backlog.queue.as_ref().map_or(0, |queue| queue.weight())
+    }
+
+    /// What is no message of the queue any more and not taken by the socket yet, in octets.
+    pub(super) fn sealed_left(&self) -> usize {
+        let backlog = self.backlog.as_ref();
+        self.in_flight as usize + backlog.map_or(0, |backlog| backlog.sealed.len() - backlog.sealed_done)
     }
 
     /// The memory that waits, in octets.
     pub(super) fn held_bytes(&self) -> usize {
         self.backlog.as_ref().map_or(0, |backlog| backlog.lease.octets())
+            + self.tls.as_ref().map_or(0, |secure| secure.lease.octets())
     }
 
     /// Whether received octets wait here.
@@ -132,6 +162,29 @@ impl Link {
         }
         self.recount();
         result
+    }
+
+    /// Appends octets that are sealed already.
+    pub(super) fn push_sealed(&mut self, octets: &[u8], meter: &Meter) {
+        let backlog = self.backlog.get_or_insert_with(|| Backlog::new(meter));
+        backlog.sealed.extend_from_slice(octets);
+        self.recount();
+    }
+
+    /// Sealed octets that go before everything else.
+    pub(super) fn sealed(&self) -> &[u8] {
+        self.backlog.as_ref().map_or(&[], |backlog| &backlog.sealed[backlog.sealed_done..])
+    }
+
+    /// The socket has taken so many of them.
+    pub(super) fn advance_sealed(&mut self, count: usize) {
+        let Some(backlog) = &mut self.backlog else { return };
+        backlog.sealed_done += count;
+        if backlog.sealed_done == backlog.sealed.len() {
+            backlog.sealed = Vec::new();
+            backlog.sealed_done = 0;
+            self.recount();
+        }
     }
 
     /// Keeps octets that were received before all that is held, or behind it.
@@ -170,22 +223,51 @@ impl Link {
         self.ended = true;
         self.in_flight = 0;
         self.backlog = None;
+        self.tls = None;
     }
 
     /// Has the meter know what the backlog takes now.
     fn recount(&mut self) {
         let Some(backlog) = &mut self.backlog else { return };
         let queue_bytes = backlog.queue.as_ref().map_or(0, |queue| queue.cost());
-        if backlog.queue.is_none() && backlog.held.is_empty() {
+        if backlog.queue.is_none() && backlog.sealed.is_empty() && backlog.held.is_empty() {
             self.backlog = None;
         } else {
-            backlog.lease.force(queue_bytes + backlog.held_bytes + size_of::<Backlog>());
+            let octets = queue_bytes + backlog.sealed.capacity() + backlog.held_bytes;
+            backlog.lease.force(octets + size_of::<Backlog>());
         }
     }
 }
 
 impl Backlog {
     fn new(meter: &Meter) -> Box<Self> {
-        Box::new(Self { queue: None, held: VecDeque::new(), held_bytes: 0, lease: meter.force(0) })
+        Box::new(Self {
+            queue: None,
+            sealed: Vec::new(),
+            sealed_done: 0,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            lease: meter.force(0),
+        })
+    }
+}
+
+/// What rustls takes for a handshake in progress beside what the link counts itself, and what an established link
+/// owns, in octets. `tests/tls_memory.rs` measures the second.
+const HANDSHAKE_COST: usize = 5 << 10;
+const ESTABLISHED_COST: usize = 2 << 10;
+
+impl Secure {
+    pub(super) fn new(server: &TlsServer, meter: &Meter) -> Box<Self> {
+        Box::new(Self { tls: server.link(), shakes: true, lease: meter.lease() })
+    }
+
+    /// Has the meter know what it takes now.
+    pub(super) fn recount(&mut self) {
+        let cost = if self.tls.is_handshaking() { HANDSHAKE_COST } else { ESTABLISHED_COST };
+        let octets = cost + self.tls.held_octets();
+        if octets != self.lease.octets() {
+            self.lease.force(octets);
+        }
     }
 }

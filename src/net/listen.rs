@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 
+use super::tls::TlsServer;
+
 mod unix;
 
 pub use unix::Claim;
@@ -24,6 +26,8 @@ const KEEPALIVE_PROBES: u32 = 4;
 pub enum Endpoint {
     /// A TCP address and port; port 0 lets the kernel choose.
     Tcp(SocketAddr),
+    /// The same, with TLS.
+    Tls(SocketAddr),
     /// A Unix stream socket.
     Unix(PathBuf),
 }
@@ -39,11 +43,19 @@ impl FromStr for Endpoint {
                 Ok(Self::Unix(path.into()))
             };
         }
-        let mut addresses = text.to_socket_addrs().map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidInput => "expected ADDRESS:PORT, [IPV6]:PORT or unix:PATH".to_owned(),
+        let (address, endpoint): (_, fn(SocketAddr) -> Self) = match text.split_once("://") {
+            Some(("wss", address)) => (address, Self::Tls),
+            Some(("ws", address)) => (address, Self::Tcp),
+            _ => (text, Self::Tcp),
+        };
+        let address = address.strip_suffix('/').unwrap_or(address);
+        let mut addresses = address.to_socket_addrs().map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidInput => {
+                "expected ADDRESS:PORT, [IPV6]:PORT, ws:// or wss:// before them, or unix:PATH".to_owned()
+            }
             _ => error.to_string(),
         })?;
-        addresses.next().map(Self::Tcp).ok_or_else(|| "the name has no address".into())
+        addresses.next().map(endpoint).ok_or_else(|| "the name has no address".into())
     }
 }
 
@@ -51,6 +63,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Tls(address) => write!(f, "wss://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -61,6 +74,14 @@ impl fmt::Display for Endpoint {
 pub struct Listener {
     pub(super) socket: Socket,
     pub(super) is_unix: bool,
+    pub(super) tls: Option<TlsServer>,
+}
+
+impl Listener {
+    /// Has its connections speak TLS.
+    pub fn speak_tls(&mut self, server: TlsServer) {
+        self.tls = Some(server);
+    }
 }
 
 /// What listens at an endpoint.
@@ -85,17 +106,21 @@ pub struct Bound {
 pub fn bind(endpoint: &Endpoint, backlog: i32, count: usize) -> io::Result<Bound> {
     assert!(count > 0);
     match endpoint {
-        Endpoint::Tcp(address) => bind_tcp(*address, backlog, count),
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => {
+            let (address, listeners) = bind_tcp(*address, backlog, count)?;
+            let real = if let Endpoint::Tls(_) = endpoint { Endpoint::Tls } else { Endpoint::Tcp };
+            Ok(Bound { endpoint: real(address), listeners, claim: None })
+        }
         Endpoint::Unix(path) => {
             let (socket, claim) = unix::listen(path, backlog)?;
-            let clone = |_| Ok(Listener { socket: socket.try_clone()?, is_unix: true });
+            let clone = |_| Ok(Listener { socket: socket.try_clone()?, is_unix: true, tls: None });
             let listeners = (0..count).map(clone).collect::<io::Result<_>>()?;
             Ok(Bound { endpoint: endpoint.clone(), listeners, claim: Some(claim) })
         }
     }
 }
 
-fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<Bound> {
+fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<(SocketAddr, Vec<Listener>)> {
     let mut sockets = Vec::with_capacity(count);
     for index in 0..count {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
@@ -123,8 +148,8 @@ fn bind_tcp(mut address: SocketAddr, backlog: i32, count: usize) -> io::Result<B
     for socket in &sockets {
         socket.listen(backlog)?;
     }
-    let listeners = sockets.into_iter().map(|socket| Listener { socket, is_unix: false }).collect();
-    Ok(Bound { endpoint: Endpoint::Tcp(address), listeners, claim: None })
+    let listener = |socket| Listener { socket, is_unix: false, tls: None };
+    Ok((address, sockets.into_iter().map(listener).collect()))
 }
 
 /// Raises the soft limit of open files to the hard one, and returns it.
@@ -145,7 +170,11 @@ mod tests {
         assert_eq!("127.0.0.1:9001".parse(), Ok(Endpoint::Tcp(([127, 0, 0, 1], 9001).into())));
         assert!(matches!("[::1]:0".parse(), Ok(Endpoint::Tcp(SocketAddr::V6(_)))));
         assert_eq!("unix:/tmp/x".parse(), Ok(Endpoint::Unix("/tmp/x".into())));
-        for bad in ["", "unix:", "9001", "127.0.0.1", "127.0.0.1:99999"] {
+        assert_eq!("ws://127.0.0.1:9001".parse(), Ok(Endpoint::Tcp(([127, 0, 0, 1], 9001).into())));
+        for text in ["wss://127.0.0.1:9443", "wss://127.0.0.1:9443/"] {
+            assert_eq!(text.parse(), Ok(Endpoint::Tls(([127, 0, 0, 1], 9443).into())));
+        }
+        for bad in ["", "unix:", "9001", "127.0.0.1", "127.0.0.1:99999", "wss://", "https://127.0.0.1:1"] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }
     }

@@ -15,6 +15,7 @@ mod listen;
 mod queue;
 pub mod sim;
 mod socket;
+pub mod tls;
 pub mod transport;
 #[allow(unsafe_code)]
 pub mod uring;
@@ -28,6 +29,7 @@ use crate::replies::Replies;
 
 pub use listen::{Bound, Claim, Endpoint, Listener, bind, raise_nofile};
 pub use queue::{Chunk, Publication};
+use tls::{Handshaken, TlsError};
 
 /// Names one connection of one backend, for as long as it lives. `index` counts from 0, is small, and is
 /// used again after [`Completion::Closed`]; `generation` then differs.
@@ -62,8 +64,30 @@ pub enum Completion {
     /// Octets of this connection wait because the backend had no buffer for them; it receives them when it
     /// has. Only to be counted.
     ReceiveStarved(ConnId),
+    /// Something has happened to the connection's TLS.
+    Tls(ConnId, Box<TlsEvent>),
+    /// A connection was closed at once, before it had a name: too many TLS handshakes are in progress.
+    HandshakeRefused,
     /// [`Wake::wake`] was called.
     Woken,
+}
+
+/// What [`Completion::Tls`] tells.
+#[derive(Debug)]
+pub enum TlsEvent {
+    /// The handshake is done: octets flow.
+    Handshaken(Handshaken),
+    /// TLS cannot go on. The alert that says why is on its way to the peer, and the connection is being finished as by
+    /// [`Backend::finish`]. Not so after [`TlsErrorKind::PlainHttp`](tls::TlsErrorKind::PlainHttp): what is sent from
+    /// now on goes in plain text, and the driver answers and finishes.
+    Failed {
+        /// Why.
+        error: TlsError,
+        /// Whether it was the handshake that failed.
+        in_handshake: bool,
+    },
+    /// The peer has ended without close_notify: what it sent last may have been cut off. `Eof` follows.
+    Truncated,
 }
 
 /// Ends another thread's [`Backend::wait`].
@@ -116,6 +140,12 @@ pub trait Backend {
     /// The memory that waits for the connection in either direction, in octets.
     fn held_bytes(&self, conn: ConnId) -> usize;
 
+    /// Whether the connection speaks TLS.
+    fn is_secure(&self, conn: ConnId) -> bool {
+        let _ = conn;
+        false
+    }
+
     /// Whether octets wait because the socket takes no more.
     fn is_blocked(&self, conn: ConnId) -> bool;
 
@@ -157,6 +187,11 @@ pub trait Backend {
 const GENERATION_MASK: u32 = u32::MAX >> 4;
 /// Connections accepted from one listener in one turn, so that a storm of them does not stop the others.
 const ACCEPTS_MAX: u32 = 64;
+/// A connection that has so little, in octets, is likely to wait for its reply: while such are there, those that have
+/// much are given less at once, so that a turn is short.
+const LIGHT_LEN: usize = 4 << 10;
+/// For so many turns after one was seen.
+const LIGHT_TURNS: u32 = 256;
 /// How long accepting rests after the process or system ran out of what it needs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

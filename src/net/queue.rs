@@ -83,9 +83,9 @@ const MERGED_LEN_MAX: usize = 1024;
 /// ...while that is not longer than this.
 const MERGE_UP_TO: usize = 4096;
 /// The most chunks handed to the kernel in one call.
-const SLICES_MAX: usize = 64;
+pub(super) const SLICES_MAX: usize = 64;
 /// A connection that catches up sends this many octets, or little more, before others have their turn.
-const FLUSH_LEN_MAX: usize = 256 << 10;
+pub(super) const FLUSH_LEN_MAX: usize = 256 << 10;
 
 /// How far [`SendQueue::flush`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,12 +243,14 @@ impl SendQueue {
         Ok(Flushed::All)
     }
 
-    fn slices(&self) -> impl Iterator<Item = &[u8]> {
+    /// What is to be sent, front first.
+    pub(super) fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let mut progress = self.progress;
         self.chunks.iter().map(move |chunk| &chunk.octets()[std::mem::take(&mut progress)..])
     }
 
-    fn advance(&mut self, mut sent: usize) {
+    /// So many octets at the front are sent.
+    pub(super) fn advance(&mut self, mut sent: usize) {
         self.len -= sent;
         while let Some(front) = self.chunks.front() {
             let left = front.octets().len() - self.progress;

@@ -150,16 +150,23 @@ impl Network {
         inner.peers[peer].script.sends.extend_from_slice(octets);
     }
 
+    /// Has the peer send FIN after what it sends.
+    pub fn fin(&self, peer: PeerId) {
+        let mut inner = self.0.borrow_mut();
+        inner.moved = true;
+        inner.peers[peer].script.fin = true;
+    }
+
+    /// Lets a peer read no more.
+    pub fn stop_reading(&self, peer: PeerId) {
+        self.0.borrow_mut().peers[peer].script.reads = false;
+    }
+
     /// Lets a peer read that did not.
     pub fn start_reading(&self, peer: PeerId) {
         let mut inner = self.0.borrow_mut();
         inner.moved = true;
         inner.peers[peer].script.reads = true;
-    }
-
-    /// From now on the peer reads nothing by itself.
-    pub fn stop_reading(&self, peer: PeerId) {
-        self.0.borrow_mut().peers[peer].script.reads = false;
     }
 
     /// Has the peer read up to `len` octets of what has come, also if it reads nothing by itself.
@@ -490,7 +497,7 @@ impl Driver for SimDriver {
         if self.is_accepting
             && let Some(socket) = self.network.accept()
         {
-            return Some(Event::Accepted(SimIo { socket, wants_writable: false, failed: false }));
+            return Some(Event::Accepted(SimIo { socket, wants_writable: false, failed: false }, 0));
         }
         while let Some((index, visit)) = self.work.pop() {
             let entry = links.get_mut(index as usize).filter(|entry| !entry.link.ended);

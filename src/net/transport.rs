@@ -4,7 +4,9 @@
 //! decided here, and kept in a [`Link`]. A turn is bounded: a link is received from once, flushed by its share, and
 //! has one piece of what was held for it; the rest goes on in the next turn, in order.
 //!
-//! Start at [`Transport::next`].
+//! Start at [`Transport::next`]. What differs for a link with TLS is in [`secure`].
+
+mod secure;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
@@ -36,8 +38,8 @@ pub type Links<Io> = Slab<Entry<Io>>;
 
 /// What has happened, as a driver sees it.
 pub enum Event<Io> {
-    /// A connection is there.
-    Accepted(Io),
+    /// A connection is there, of the listener with this index.
+    Accepted(Io, usize),
     /// Nothing can be accepted for now.
     AcceptFailed(io::Error),
     /// A connection that was asked for is there.
@@ -160,6 +162,13 @@ enum Current {
     Nothing,
     Buffer,
     Held(Vec<u8>),
+    /// This range of the driver's buffer, opened. More may follow it there: see [`secure`].
+    Opened {
+        start: u32,
+        end: u32,
+    },
+    /// Opened outside of the driver's buffer. The same.
+    Kept(Vec<u8>),
 }
 
 /// See the module.
@@ -181,8 +190,9 @@ pub struct Transport<D: Driver> {
     blocked: Vec<u32>,
     /// Links whose end is to be reported. Nothing is in flight for them.
     ended: VecDeque<u32>,
-    /// Why links have ended whose end was not reported yet, if it was an error. Here, because few have one.
+    /// Why, of links that have ended: not in the link, since nearly none of them has one.
     errors: HashMap<u32, io::Error>,
+    secure: secure::Shared,
 }
 
 impl<D: Driver> Transport<D> {
@@ -202,6 +212,7 @@ impl<D: Driver> Transport<D> {
             blocked: Vec::new(),
             ended: VecDeque::new(),
             errors: HashMap::new(),
+            secure: secure::Shared::default(),
         }
     }
 
@@ -244,10 +255,7 @@ impl<D: Driver> Transport<D> {
     fn take(&mut self, event: Event<D::Io>) -> Option<Completion> {
         match event {
             Event::Received(index) => self.received_on(index),
-            Event::Accepted(io) => match self.insert(io, false) {
-                Ok(conn) => Some(Completion::Accepted(conn)),
-                Err(error) => Some(Completion::AcceptFailed(error)),
-            },
+            Event::Accepted(io, listener) => Some(self.accepted(io, listener)),
             event => self.take_rare(event),
         }
     }
@@ -258,6 +266,9 @@ impl<D: Driver> Transport<D> {
             Event::Writable(index) => self.flush_later(index),
             Event::Eof(index) => {
                 let link = &mut self.links[index as usize].link;
+                if link.tls.is_some() {
+                    return self.tls_eof(index);
+                }
                 link.eof = true;
                 if link.takes_input() {
                     return self.report_eof(index);
@@ -269,7 +280,7 @@ impl<D: Driver> Transport<D> {
             Event::Starved(index) => return Some(Completion::ReceiveStarved(self.id(index))),
             Event::AcceptFailed(error) => return Some(Completion::AcceptFailed(error)),
             Event::Woken => return Some(Completion::Woken),
-            Event::Received(_) | Event::Accepted(_) => unreachable!("the caller takes them"),
+            Event::Received(_) | Event::Accepted(..) => unreachable!("the caller takes them"),
         }
         None
     }
@@ -277,6 +288,9 @@ impl<D: Driver> Transport<D> {
     #[inline]
     fn received_on(&mut self, index: u32) -> Option<Completion> {
         let entry = &mut self.links[index as usize];
+        if entry.link.tls.is_some() {
+            return self.open(index, 0);
+        }
         let is_wanted = entry.link.finish == Finish::No;
         if entry.link.takes_input() && is_wanted {
             self.current = Current::Buffer;
@@ -340,6 +354,9 @@ impl<D: Driver> Transport<D> {
     fn flush(&mut self, index: u32) {
         let Self { links, driver, meter, flush_left, .. } = self;
         let entry = &mut links[index as usize];
+        if entry.link.tls.is_some() {
+            return self.flush_sealed(index);
+        }
         if entry.link.in_flight > 0 {
             // What is in flight goes first, and its completion comes back here.
             return;
@@ -366,11 +383,15 @@ impl<D: Driver> Transport<D> {
 
     /// The queue is empty.
     fn flushed(&mut self, index: u32) {
-        let Entry { link, io } = &mut self.links[index as usize];
+        let link = &mut self.links[index as usize].link;
         if std::mem::replace(&mut link.blocked, false) {
             self.blocked.push(index);
         }
         if link.finish == Finish::Asked {
+            if link.tls.is_some() && !self.says_goodbye(index) {
+                return;
+            }
+            let Entry { link, io } = &mut self.links[index as usize];
             link.finish = Finish::FinSent;
             io.shutdown();
             if link.eof {
@@ -460,10 +481,11 @@ impl<D: Driver> Transport<D> {
 
     /// From here on every call that names the connection does nothing.
     fn end(&mut self, index: u32, error: Option<io::Error>) {
-        let entry = &mut self.links[index as usize];
-        if entry.link.ended {
+        if self.links[index as usize].link.ended {
             return;
         }
+        self.end_handshake(index);
+        let entry = &mut self.links[index as usize];
         entry.link.end();
         if let Some(error) = error {
             self.errors.insert(index, error);
@@ -483,8 +505,13 @@ impl<D: Driver> Transport<D> {
 
     #[inline]
     fn release_current(&mut self) {
-        if let Current::Buffer = std::mem::replace(&mut self.current, Current::Nothing) {
-            self.driver.release();
+        match std::mem::replace(&mut self.current, Current::Nothing) {
+            Current::Buffer => self.driver.release(),
+            Current::Opened { .. } | Current::Kept(_) => {
+                debug_assert!(false, "the last turn's completions were not all taken");
+                self.driver.release();
+            }
+            Current::Nothing | Current::Held(_) => {}
         }
     }
 
@@ -533,7 +560,16 @@ impl<D: Driver> Backend for Transport<D> {
 
     #[inline]
     fn next(&mut self) -> Option<Completion> {
-        self.release_current();
+        match std::mem::replace(&mut self.current, Current::Nothing) {
+            Current::Buffer => self.driver.release(),
+            Current::Opened { .. } | Current::Kept(_) => {
+                let completion = self.open_on();
+                if completion.is_some() {
+                    return completion;
+                }
+            }
+            Current::Nothing | Current::Held(_) => {}
+        }
         loop {
             if let Some(index) = self.ended.pop_front() {
                 return Some(self.report_end(index));
@@ -569,11 +605,7 @@ impl<D: Driver> Backend for Transport<D> {
 
     #[inline]
     fn received(&mut self) -> &mut [u8] {
-        match &mut self.current {
-            Current::Nothing => &mut [],
-            Current::Buffer => self.driver.buffer(),
-            Current::Held(held) => held,
-        }
+        self.current.octets(&mut self.driver)
     }
 
     #[inline]
@@ -582,6 +614,9 @@ impl<D: Driver> Backend for Transport<D> {
         let entry = &mut links[conn.index as usize];
         if replies.is_empty() || entry.link.ended {
             return;
+        }
+        if entry.link.tls.is_some() {
+            return self.reply_sealed(conn.index, replies);
         }
         let is_clear = entry.link.is_clear();
         let mut done = 0;
@@ -623,6 +658,9 @@ impl<D: Driver> Backend for Transport<D> {
         if entry.link.ended {
             return;
         }
+        if entry.link.tls.is_some() {
+            return self.send_chunk_sealed(conn.index, chunk);
+        }
         let (mut chunk, mut done) = (chunk, 0);
         if entry.link.is_clear() {
             let len = chunk.octets().len();
@@ -651,6 +689,10 @@ impl<D: Driver> Backend for Transport<D> {
         self.links[conn.index as usize].link.held_bytes()
     }
 
+    fn is_secure(&self, conn: ConnId) -> bool {
+        self.links[conn.index as usize].link.tls.is_some()
+    }
+
     fn is_blocked(&self, conn: ConnId) -> bool {
         self.links[conn.index as usize].link.blocked
     }
@@ -665,12 +707,12 @@ impl<D: Driver> Backend for Transport<D> {
     }
 
     fn drop_oldest(&mut self, conn: ConnId, target: usize) -> u32 {
-        // What is in flight is not in the queue: it counts as begun.
+        // What is in flight or sealed is not in the queue: it counts as begun.
         let link = &mut self.links[conn.index as usize].link;
         if link.ended || link.is_flushed() {
             return 0;
         }
-        let target = target.saturating_sub(link.in_flight as usize);
+        let target = target.saturating_sub(link.sealed_left());
         let drop_oldest =
             |queue: &mut Option<Box<SendQueue>>| queue.as_mut().map_or(0, |queue| queue.drop_oldest(target));
         let dropped = link.with_queue(&self.meter, drop_oldest);
@@ -714,7 +756,10 @@ impl<D: Driver> Backend for Transport<D> {
     }
 
     fn close(&mut self, conn: ConnId) {
-        if self.live(conn).is_some() {
+        if let Some(entry) = self.live(conn) {
+            if entry.link.tls.is_some() && entry.link.is_flushed() {
+                self.says_goodbye(conn.index);
+            }
             self.end(conn.index, None);
         }
     }
@@ -735,7 +780,8 @@ impl Current {
         match self {
             Self::Nothing => &mut [],
             Self::Buffer => driver.buffer(),
-            Self::Held(held) => held,
+            Self::Held(held) | Self::Kept(held) => held,
+            Self::Opened { start, end } => &mut driver.buffer()[*start as usize..*end as usize],
         }
     }
 }

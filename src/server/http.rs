@@ -8,13 +8,13 @@ use crate::proto::handshake::{HttpVersion, Request, write_answer};
 /// Appends the whole answer to a plain request to `target`, and returns whether another request may follow
 /// on the connection. If not, it is to be closed once the answer is sent.
 ///
-/// `date` is the value of its `Date` header field. A body is never read: an answer to a request that has one is the last on its connection.
-pub fn answer(request: &Request<'_>, date: &str, target: &mut Vec<u8>) -> bool {
+/// `is_secure` says whether the connection speaks TLS, `date` is the value of its `Date` header field. A body is never read: an answer to a request that has one is the last on its connection.
+pub fn answer(request: &Request<'_>, is_secure: bool, date: &str, target: &mut Vec<u8>) -> bool {
     let keep_alive = request.keep_alive() && !request.has_body();
     let head = request.method() == "HEAD";
     let (status, body) = match (request.method(), request.path()) {
         ("GET" | "HEAD", "/healthz") => (200, "ok\n".to_owned()),
-        ("GET" | "HEAD", _) => (426, what_this_is(request)),
+        ("GET" | "HEAD", _) => (426, what_this_is(request, is_secure)),
         _ => (405, "resound: a plain request is a GET or a HEAD\n".to_owned()),
     };
     let extra: &[(&str, &str)] = match status {
@@ -31,9 +31,10 @@ pub fn answer(request: &Request<'_>, date: &str, target: &mut Vec<u8>) -> bool {
 }
 
 /// Who came here with a browser or `curl` learns what would have worked.
-fn what_this_is(request: &Request<'_>) -> String {
+fn what_this_is(request: &Request<'_>, is_secure: bool) -> String {
+    let scheme = if is_secure { "wss" } else { "ws" };
     let url = match request.host() {
-        Some(host) => format!("ws://{host}{}", request.path()),
+        Some(host) => format!("{scheme}://{host}{}", request.path()),
         None => "it".to_owned(),
     };
     format!("resound: a WebSocket echo and broadcast server. Connect with a WebSocket client to {url}\n")
@@ -65,7 +66,7 @@ mod tests {
                 .unwrap()
                 .expect("the head is whole");
         let mut target = Vec::new();
-        let keep_alive = answer(&request, "Sun, 06 Nov 1994 08:49:37 GMT", &mut target);
+        let keep_alive = answer(&request, false, "Sun, 06 Nov 1994 08:49:37 GMT", &mut target);
         (String::from_utf8(target).unwrap(), keep_alive)
     }
 

@@ -55,6 +55,18 @@ counters! {
     refused_at_once_total,
     /// Opening handshakes completed.
     upgraded_total,
+    /// TLS handshakes completed.
+    tls_handshakes_total,
+    /// Of these, the ones that resumed an earlier session.
+    tls_resumed_total,
+    /// TLS handshakes that failed, also because the peer ended or spoke something else.
+    tls_handshakes_failed_total,
+    /// Connections closed because too many TLS handshakes were in progress.
+    tls_handshakes_refused_total,
+    /// Established TLS connections that the peer broke.
+    tls_errors_total,
+    /// Peers that ended without close_notify.
+    tls_truncated_total,
     /// Plain HTTP requests answered, refused handshakes among them.
     http_requests_total,
     /// Octets received.

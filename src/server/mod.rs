@@ -28,6 +28,7 @@ pub use simulation::{Drive, OneWorker, Simulation};
 use crate::config::{Config, Io, Mode};
 use crate::memory::Meter;
 use crate::net::epoll::EpollBackend;
+use crate::net::tls::{TlsServer, TlsSetupError};
 use crate::net::uring::{self, UringBackend};
 use crate::net::{self, Backend, Bound, Claim, Endpoint, Listener};
 use crate::proto::handshake::HandshakeLimits;
@@ -55,6 +56,14 @@ pub enum StartError {
     /// The limit of open files can neither be read nor raised.
     #[error("the limit of open files: {0}")]
     Nofile(io::Error),
+    /// Certificates, keys or names that cannot be used.
+    #[error("{flag}: {source}")]
+    Tls {
+        /// The flag that named it.
+        flag: &'static str,
+        /// What is wrong.
+        source: TlsSetupError,
+    },
     /// `--io uring` where that does not work.
     #[error("--io uring: {0}")]
     Uring(uring::Unavailable),
@@ -145,6 +154,7 @@ pub struct Server {
     endpoints: Vec<Endpoint>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<io::Result<()>>>,
+    tls: Option<TlsServer>,
     io: Io,
     nofile: u64,
 }
@@ -159,19 +169,23 @@ impl Server {
         let count = config.workers.map_or(cores.len().max(1), usize::from);
         let shared = Arc::new(Shared::new(config, count, WallClock::System)?);
         let config = &shared.config;
+        let tls = start_tls(config)?;
         let nofile = net::raise_nofile().map_err(StartError::Nofile)?;
         let mut listeners: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
         let mut endpoints = Vec::new();
         for endpoint in &config.listen {
-            let Bound { endpoint: real, listeners: sockets, claim } =
+            let Bound { endpoint: real, listeners: mut sockets, claim } =
                 net::bind(endpoint, config.backlog, count)
                     .map_err(|source| StartError::Listen { endpoint: endpoint.clone(), source })?;
             shared.claims().extend(claim);
+            if let (Endpoint::Tls(_), Some(tls)) = (&real, &tls) {
+                sockets.iter_mut().for_each(|socket| socket.speak_tls(tls.clone()));
+            }
             endpoints.push(real);
             listeners.iter_mut().zip(sockets).for_each(|(listeners, socket)| listeners.push(socket));
         }
         let (io, workers) = (config.io, Vec::new());
-        let mut server = Self { endpoints, shared: shared.clone(), workers, io, nofile };
+        let mut server = Self { endpoints, shared: shared.clone(), workers, tls, io, nofile };
         let (tried, is_tried) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let mut starts = Vec::new();
@@ -220,7 +234,7 @@ impl Server {
     /// A browser reaches what its user reaches, localhost too, and asks for no leave to open a WebSocket.
     fn say_who_may_connect(&self) {
         let rules = &self.shared.rules;
-        let is_tcp = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Tcp(_));
+        let is_tcp = |endpoint: &Endpoint| !matches!(endpoint, Endpoint::Unix(_));
         if rules.mode != Mode::Raw && rules.policy.allows_every_origin() && self.endpoints.iter().any(is_tcp)
         {
             tracing::info!(
@@ -239,7 +253,23 @@ impl Server {
     pub fn urls(&self) -> impl Iterator<Item = String> {
         self.endpoints.iter().map(|endpoint| match endpoint {
             Endpoint::Tcp(address) => format!("ws://{address}"),
+            Endpoint::Tls(address) => format!("wss://{address}"),
             Endpoint::Unix(path) => format!("ws+unix:{}", path.display()),
+        })
+    }
+
+    /// The SHA-256 fingerprint of the self-signed certificate in hex, if there is one.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.tls.as_ref()?.fingerprint()
+    }
+
+    /// Reads certificates and keys again, for connections that are accepted from then on, and logs one line. What
+    /// cannot be used leaves all as it was. `None` without TLS.
+    pub fn reloader(&self) -> Option<impl Fn() + Send + 'static> {
+        let tls = self.tls.clone()?;
+        Some(move || match tls.reload() {
+            Ok(reloaded) => tracing::info!("{reloaded}"),
+            Err(error) => tracing::error!("the certificates stay as they were: {error}"),
         })
     }
 
@@ -309,6 +339,17 @@ impl Drop for Server {
     }
 }
 
+/// Reads certificates and keys, if there is a listener for them.
+fn start_tls(config: &Config) -> Result<Option<TlsServer>, StartError> {
+    let Some(options) = config.tls_options() else { return Ok(None) };
+    let (tls, warnings) = TlsServer::new(options)
+        .map_err(|source| StartError::Tls { flag: config.tls_flag(source.file.as_deref()), source })?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Some(tls))
+}
+
 /// The whole life of a worker's thread. A ring is made on the thread that uses it, and no worker accepts
 /// anything before every worker's ring was tried.
 fn work(
@@ -332,14 +373,15 @@ fn work(
     let _ = tried.send(result);
     drop(tried);
     let Ok((io, listeners)) = is_started.recv() else { return Ok(()) };
+    let handshakes_max = config.tls_handshakes_max as usize;
     match uring.filter(|_| io != Io::Epoll) {
-        Some(mut backend) => {
-            let backend = backend.listen(listeners).map(|()| backend);
+        Some(backend) => {
+            let backend = backend.listen(listeners, handshakes_max);
             serve(index, shared, backend, meter, ready)
         }
         None => {
             let buffer = config.receive_buffer_bytes as usize;
-            let backend = EpollBackend::new(listeners, buffer, meter.clone());
+            let backend = EpollBackend::new(listeners, buffer, handshakes_max, meter.clone());
             serve(index, shared, backend, meter, ready)
         }
     }

@@ -39,6 +39,9 @@ pub(super) struct Session {
     pub(super) pinged: bool,
     /// It is not read from because memory is short.
     pub(super) is_paused: bool,
+    /// Its transport speaks TLS; and its handshake is awaited.
+    is_secure: bool,
+    is_shaking: bool,
 }
 
 /// See [`Session::message_since`].
@@ -119,7 +122,20 @@ impl Session {
             is_refused: false,
             pinged: false,
             is_paused: false,
+            is_secure: false,
+            is_shaking: false,
         }
+    }
+
+    /// The same on a new transport, which may speak TLS.
+    pub(super) fn on(self, is_secure: bool) -> Self {
+        Self { is_secure, is_shaking: is_secure, ..self }
+    }
+
+    /// The handshake of TLS is done. Returns whether the peer's time for it ends here: that for a request goes on.
+    pub(super) fn handshaken(&mut self) -> bool {
+        self.is_shaking = false;
+        matches!(self.phase, Phase::Raw)
     }
 
     /// Its application's place in a room, if it has one.
@@ -145,6 +161,7 @@ impl Session {
             Phase::Http(_) => Awaits::Request,
             Phase::Open(..) => Awaits::Message,
             Phase::Closing(_) | Phase::Finished => Awaits::End,
+            Phase::Raw if self.is_shaking => Awaits::Request,
             Phase::Raw => Awaits::Nothing,
         }
     }
@@ -243,7 +260,7 @@ impl Session {
                         upgrade(&request, rules, context, codecs, &mut answers).map(Some)
                     } else {
                         context.counters.http_requests_total.add(1);
-                        if !http::answer(&request, date.text(), &mut answers) {
+                        if !http::answer(&request, self.is_secure, date.text(), &mut answers) {
                             step = Step::Finish;
                             self.phase = Phase::Finished;
                             break;

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::date::WallClock;
 use super::worker::Worker;
-use super::{Counters, Shared, StartError};
+use super::{Counters, Shared, StartError, start_tls};
 use crate::config::Config;
 use crate::memory::Meter;
 use crate::net::Backend;
@@ -116,19 +116,23 @@ impl<D: Driver> Simulated for OneWorker<Transport<D>> {
 const BUFFER_COUNT: u16 = 4;
 
 impl Simulation {
-    /// A server as `config` has it, whose network is `network`.
+    /// A server as `config` has it, whose network is `network`. It speaks TLS if the configuration listens with it.
     ///
     /// # Errors
-    /// The configuration contradicts itself.
+    /// The configuration contradicts itself, or has files that cannot be used.
     pub fn new(config: Config, network: &Network, drive: Drive) -> Result<Self, StartError> {
         let (buffer_len, meter) = (config.receive_buffer_bytes as usize, Meter::default());
+        let servers = vec![start_tls(&config)?];
+        let handshakes_max = config.tls_handshakes_max as usize;
         let worker: Box<dyn Simulated> = match drive {
             Drive::Readiness => {
                 let backend = SimBackend::new(network, buffer_len, meter.clone());
+                let backend = backend.with_tls(servers, handshakes_max);
                 Box::new(OneWorker::new(config, backend, meter)?)
             }
             Drive::Ring => {
                 let backend = SimUringBackend::simulated(network, buffer_len, BUFFER_COUNT, meter.clone());
+                let backend = backend.with_tls(servers, handshakes_max);
                 Box::new(OneWorker::new(config, backend, meter)?)
             }
         };

@@ -18,7 +18,8 @@ use super::inbox::Inbox;
 use super::metrics::Counters;
 use super::session::{Awaits, NO_MESSAGE, Session, Step};
 use crate::memory::Meter;
-use crate::net::{Backend, Completion, ConnId};
+use crate::net::tls::TlsErrorKind;
+use crate::net::{Backend, Completion, ConnId, TlsEvent};
 use crate::proto::handshake::write_answer;
 use crate::proto::{CloseCode, Codecs, Compressors, Replies};
 
@@ -37,6 +38,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// What connections beyond a limit get.
 const FULL: &str = "resound: this worker has as many connections as --connections-max\n";
 const SHORT: &str = "resound: memory is short, as --memory-bytes-max has it\n";
+/// What plain HTTP gets where TLS is spoken.
+const PLAIN: &str = "resound: this port speaks TLS: connect to it with wss:// or https://\n";
 /// The most connections beyond the limit that are answered at the same time; further ones are closed at once.
 const REFUSED_MAX: usize = 1000;
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
@@ -224,6 +227,8 @@ impl<B: Backend> Worker<B> {
             Completion::Unblocked(conn) => self.unblocked(conn),
             Completion::Closed(conn, error) => self.closed(conn, error),
             Completion::AcceptFailed(error) => self.accept_failed(error),
+            Completion::Tls(conn, event) => self.tls(conn, &event),
+            Completion::HandshakeRefused => self.counters.tls_handshakes_refused_total.add(1),
             Completion::ReceiveStarved(_) => self.counters.receive_starved_total.add(1),
             Completion::Connected(_) | Completion::Woken => {}
         }
@@ -358,6 +363,7 @@ impl<B: Backend> Worker<B> {
         };
         let session =
             if refusal.is_some() { Session::refused() } else { Session::new(self.shared.rules.mode) };
+        let session = session.on(self.backend.is_secure(conn));
         self.sessions[index] = Some((conn, session));
         self.session_count += 1;
         self.set_deadline(conn);
@@ -410,8 +416,43 @@ impl<B: Backend> Worker<B> {
         self.deadlines.set(conn.index, None);
         self.counters.closed_total.add(1);
         if let Some(error) = error {
+            if error.kind() == io::ErrorKind::QuotaExceeded {
+                self.counters.tls_handshakes_refused_total.add(1);
+            }
             self.counters.transport_errors_total.add(1);
             tracing::debug!(conn = conn.index, %error, "a connection broke");
+        }
+    }
+
+    #[cold]
+    fn tls(&mut self, conn: ConnId, event: &TlsEvent) {
+        let Some((_, session)) = &mut self.sessions[conn.index as usize] else { return };
+        let counters = &self.counters;
+        match event {
+            TlsEvent::Handshaken(handshaken) => {
+                counters.tls_handshakes_total.add(1);
+                counters.tls_resumed_total.add(handshaken.is_resumed.into());
+                tracing::debug!(conn = conn.index, ?handshaken, "TLS");
+                if session.handshaken() {
+                    self.set_deadline(conn);
+                }
+            }
+            TlsEvent::Failed { error, in_handshake } => {
+                let counter = if *in_handshake {
+                    &counters.tls_handshakes_failed_total
+                } else {
+                    &counters.tls_errors_total
+                };
+                counter.add(1);
+                tracing::debug!(conn = conn.index, kind = ?error.kind(), %error, "TLS failed");
+                if error.kind() == TlsErrorKind::PlainHttp {
+                    let mut answer = Vec::new();
+                    write_answer(&mut answer, 400, self.date.text(), &[("Connection", "close")], PLAIN, true);
+                    self.backend.send(conn, answer.into());
+                }
+                self.finish(conn);
+            }
+            TlsEvent::Truncated => counters.tls_truncated_total.add(1),
         }
     }
 

@@ -7,24 +7,29 @@ use std::time::Duration;
 use clap::Parser as _;
 use resound::config::Config;
 use resound::net::Endpoint;
+use resound::net::tls::{TlsClient, TlsVersions};
 use resound::proto::{FrameHeader, Opcode};
 use resound::server::Server;
 
+use super::stream::{Stream, tls_client};
 use super::{SWITCHING, masked, message, request};
 
 /// What no test waits longer for: then something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server on a free port of loopback.
+/// A server on a free port of loopback. `io` is a value of `--io`, with `_wss` behind it for TLS.
 pub(crate) fn serve(io: &str, flags: &[&str]) -> Server {
-    let first =
-        ["resound", "--listen", "127.0.0.1:0", "--io", io, "--drain-ms", "0", "--close-timeout-ms", "2000"];
-    Server::start(Config::parse_from([&first, flags].concat())).expect("the server starts")
+    let (io, tls) = match io.strip_suffix("_wss") {
+        Some(io) => (io, &["--listen", "wss://127.0.0.1:0", "--tls-self-signed"][..]),
+        None => (io, &["--listen", "127.0.0.1:0"][..]),
+    };
+    let first = ["resound", "--io", io, "--drain-ms", "0", "--close-timeout-ms", "2000"];
+    Server::start(Config::parse_from([&first, tls, flags].concat())).expect("the server starts")
 }
 
 pub(crate) fn address(server: &Server) -> SocketAddr {
     match server.endpoints()[0] {
-        Endpoint::Tcp(address) => address,
+        Endpoint::Tcp(address) | Endpoint::Tls(address) => address,
         Endpoint::Unix(_) => panic!("not a TCP endpoint"),
     }
 }
@@ -38,20 +43,35 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// A TCP connection to a server, whatever it speaks.
+pub(crate) fn tcp(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(address(server)).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
 pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     /// Octets read and not used yet.
     unread: Vec<u8>,
 }
 
 impl Client {
-    /// A TCP connection and nothing more.
+    /// A TCP connection, TLS where the server speaks it, and nothing more.
     pub(crate) fn connect(server: &Server) -> Self {
-        let stream = TcpStream::connect(address(server)).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self::connect_as(server, &tls_client(TlsVersions::Both, false)).expect("TLS")
+    }
+
+    /// The same, with this client's TLS.
+    pub(crate) fn connect_as(server: &Server, client: &TlsClient) -> io::Result<Self> {
+        let stream = tcp(server);
+        let stream = match server.endpoints()[0] {
+            Endpoint::Tls(_) => Stream::secure(stream, client)?,
+            _ => Stream::plain(stream),
+        };
+        Ok(Self { stream, unread: Vec::new() })
     }
 
     /// A WebSocket connection.
@@ -80,7 +100,9 @@ impl Client {
     /// Sends while receiving, so that neither side's buffers fill up: the next frames until `count` are there.
     pub(crate) fn exchange(&mut self, octets: Vec<u8>, count: usize) -> Vec<(Opcode, Vec<u8>)> {
         let mut writer = self.stream.try_clone().unwrap();
-        let thread = std::thread::spawn(move || writer.write_all(&octets).expect("write"));
+        let thread = std::thread::spawn(move || {
+            writer.write_all(&octets).and_then(|()| writer.flush()).expect("write")
+        });
         let frames = (0..count).map(|_| self.frame()).collect();
         thread.join().unwrap();
         frames
@@ -154,7 +176,12 @@ impl Client {
             match self.fill() {
                 Ok(0) => return,
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+                // Without close_notify, where TLS is spoken.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) =>
+                {
+                    return;
+                }
                 Err(error) => panic!("{error}"),
             }
         }
@@ -166,6 +193,6 @@ impl Client {
 
     /// Ends with a RST.
     pub(crate) fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&self.stream.tcp).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }

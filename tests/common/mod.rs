@@ -4,6 +4,7 @@
 
 pub(crate) mod client;
 pub(crate) mod simulated;
+pub(crate) mod stream;
 
 /// The values of `--io` that every test of the whole server runs with.
 pub(crate) const BACKENDS: &[&str] = &["epoll"];

@@ -26,7 +26,8 @@ const OTHERS_LEN: usize = HOT_LEN / KEPT as usize;
 const HOT_LEN: usize = 1 << 20;
 /// The kernel gets this many buffers however much each of them holds.
 const POSTED_MIN: u16 = 4;
-/// Of a buffer the kernel may fill twice what receives have brought lately, and at least this many octets. One
+/// Where a turn is to be short, the kernel may fill twice of a buffer what receives have brought lately, and at least
+/// this many octets. One
 /// connection can fill 32 buffers in one pass of the kernel: with all of each buffer that would hold up all others.
 const OFFERED_MIN: usize = 32 << 10;
 /// Between buffers, so that their fronts, which are all that small messages touch, do not share one set of
@@ -163,7 +164,7 @@ impl Buffers {
         };
         ring.register_buffers(count)?;
         // SAFETY: as the caller promises.
-        unsafe { buffers.post(ring) };
+        unsafe { buffers.post(ring, false) };
         Ok(buffers)
     }
 
@@ -217,14 +218,16 @@ impl Buffers {
         }
     }
 
-    /// Hands the kernel as many buffers as it shall have. To be called before it may need one.
+    /// Hands the kernel as many buffers as it shall have; less of each if the turn is to be short. To be called before
+    /// it may need one.
     ///
     /// # Safety
     /// `ring` is the one that they were made with.
-    pub(super) unsafe fn post(&mut self, ring: &mut impl Ring) {
+    pub(super) unsafe fn post(&mut self, ring: &mut impl Ring, is_short: bool) {
         let fit = (HOT_LEN / self.typical_len.max(1)).min(usize::from(self.count)) as u16;
         let goal = fit.max(POSTED_MIN.min(self.count));
-        let offered = (2 * self.typical_len).max(OFFERED_MIN).min(self.buffer_len) as u32;
+        let offered = if is_short { (2 * self.typical_len).max(OFFERED_MIN) } else { self.buffer_len };
+        let offered = offered.min(self.buffer_len) as u32;
         while self.posted < goal
             && let Some(index) = self.spare.pop().or_else(|| self.spare_others.pop())
         {

@@ -160,7 +160,7 @@ impl ClientRing {
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.release_current();
         // SAFETY: it is the ring that they were made with.
-        unsafe { self.buffers.post(&mut self.ring) };
+        unsafe { self.buffers.post(&mut self.ring, false) };
         self.starved.begin_turn();
         for _ in 0..self.starved.len().min(self.buffers.posted_count()) {
             let conn = self.starved.pop().expect("there are this many");

@@ -29,7 +29,9 @@ use socket2::Socket;
 use self::buffers::{Buffer, Buffers, Starved};
 use self::ring::{Done, KernelRing, Ring, RingSocket};
 use super::transport::{Driver, Entry, Event, Io, Links, Transport};
-use super::{ACCEPT_PAUSE, ACCEPTS_MAX, Chunk, GENERATION_MASK, Listener, Wake, is_exhaustion};
+use super::{
+    ACCEPT_PAUSE, ACCEPTS_MAX, Chunk, GENERATION_MASK, LIGHT_LEN, LIGHT_TURNS, Listener, Wake, is_exhaustion,
+};
 use crate::memory::Meter;
 use crate::replies::Replies;
 
@@ -112,8 +114,8 @@ pub struct UringDriver<R: Ring> {
     now: Instant,
     acceptors: Vec<Acceptor<R::Socket>>,
     accept_again: Option<Instant>,
-    /// Connections that the ring has accepted, and whose turn comes, so many in this turn.
-    accepted: VecDeque<R::Socket>,
+    /// Connections that the ring has accepted, each with its listener, and whose turn comes, so many in this turn.
+    accepted: VecDeque<(R::Socket, usize)>,
     accepts_left: u32,
     current: Option<Buffer>,
     /// Connections that are not received from because there was no buffer, or because they receive once at a time.
@@ -122,6 +124,8 @@ pub struct UringDriver<R: Ring> {
     greedy: Vec<u32>,
     /// See [`GREEDY_LEN`]; less where buffers are small.
     greedy_len: u32,
+    /// For so many turns, turns are to be short.
+    light_turns: u32,
 }
 
 /// What an operation does, in the top bits of its user data.
@@ -242,19 +246,21 @@ impl UringBackend {
         Ok(Self::on(driver, meter))
     }
 
-    /// Accepts from `listeners` from the next turn on. To be called once at most.
+    /// The same, and accepts from `listeners` from the next turn on. At most `handshakes_max` handshakes of TLS are in
+    /// progress. To be called once at most.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn listen(&mut self, listeners: Vec<Listener>) -> io::Result<()> {
-        let mut sockets = Vec::new();
+    pub fn listen(mut self, listeners: Vec<Listener>, handshakes_max: usize) -> io::Result<Self> {
+        let (mut sockets, mut servers) = (Vec::new(), Vec::new());
         for listener in listeners {
+            servers.push(listener.tls);
             // With O_NONBLOCK an operation fails where it should wait.
             listener.socket.set_nonblocking(false)?;
             sockets.push(listener.socket);
         }
         self.driver_mut().listen(sockets);
-        Ok(())
+        Ok(self.with_tls(servers, handshakes_max))
     }
 }
 
@@ -278,6 +284,7 @@ impl<R: Ring> UringDriver<R> {
             starved: Starved::new(),
             greedy: Vec::new(),
             greedy_len: GREEDY_LEN.min(options.buffer_bytes),
+            light_turns: 0,
             ring,
         })
     }
@@ -347,6 +354,9 @@ impl<R: Ring> UringDriver<R> {
         }
         let buffer = buffer.expect("octets come in a buffer");
         let turn = self.starved.turn();
+        if (buffer.len as usize) < LIGHT_LEN && io.fed_in != turn && !io.is_greedy {
+            self.light_turns = LIGHT_TURNS;
+        }
         io.fed_len = if io.fed_in == turn { io.fed_len.saturating_add(buffer.len) } else { buffer.len };
         io.fed_in = turn;
         io.is_greedy = io.fed_len >= self.greedy_len;
@@ -467,7 +477,7 @@ impl<R: Ring> UringDriver<R> {
         let acceptor = &mut self.acceptors[index];
         let failed = match accepted {
             Ok(socket) => {
-                self.accepted.push_back(socket);
+                self.accepted.push_back((socket, index));
                 None
             }
             Err(_) if acceptor.state == Accepting::Stopped => None,
@@ -487,7 +497,8 @@ impl<R: Ring> UringDriver<R> {
         if acceptor.state == Accepting::Stopped {
             // What has arrived until now is accepted still; then the listener is closed.
             if let Some(listener) = acceptor.socket.take() {
-                self.accepted.extend(std::iter::from_fn(|| listener.accept_waiting()));
+                let waiting = std::iter::from_fn(|| listener.accept_waiting());
+                self.accepted.extend(waiting.map(|socket| (socket, index)));
             }
         } else {
             acceptor.state = Accepting::No;
@@ -539,7 +550,10 @@ impl<R: Ring> UringDriver<R> {
             return;
         }
         let least = BITE_MIN.min(self.buffers.len());
-        let bite = (TURN_LEN / waiting).clamp(least, self.buffers.len());
+        let bite = match self.light_turns {
+            0 => self.buffers.len(),
+            _ => (TURN_LEN / waiting).clamp(least, self.buffers.len()),
+        };
         let posted = self.buffers.posted_count();
         // Those who are known to have much leave some for whoever has something now and did not wait.
         let mut buffers = if self.starved.has_greedy() { posted - posted / 4 } else { posted };
@@ -592,7 +606,8 @@ impl<R: Ring> Driver for UringDriver<R> {
 
     fn wait(&mut self, links: &mut Links<Self::Io>, timeout: Option<Duration>) -> io::Result<()> {
         // SAFETY: it is the ring that they were made with.
-        unsafe { self.buffers.post(&mut self.ring) };
+        unsafe { self.buffers.post(&mut self.ring, self.light_turns > 0) };
+        self.light_turns = self.light_turns.saturating_sub(1);
         self.starved.begin_turn();
         self.feed(links);
         if self.accept_again.is_some_and(|at| at <= self.now) {
@@ -621,7 +636,8 @@ impl<R: Ring> Driver for UringDriver<R> {
             }
         }
         self.accepts_left = self.accepts_left.checked_sub(1)?;
-        self.accepted.pop_front().map(|socket| Event::Accepted(UringIo::new(socket, false)))
+        let (socket, listener) = self.accepted.pop_front()?;
+        Some(Event::Accepted(UringIo::new(socket, false), listener))
     }
 
     #[inline]
@@ -760,7 +776,7 @@ impl UringDriver<KernelRing> {
             for expected in [1, 0] {
                 let user_data = join(Op::Receive, 0, 0);
                 // SAFETY: it is the ring that they were made with.
-                unsafe { self.buffers.post(&mut self.ring) };
+                unsafe { self.buffers.post(&mut self.ring, false) };
                 match once {
                     true => self.ring.receive_once(&receiver, 1, user_data),
                     false if expected == 1 => self.ring.receive(&receiver, user_data),

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
-    let mut backend = match UringBackend::new(&options, Meter::default()) {
+    let backend = match UringBackend::new(&options, Meter::default()) {
         Ok(backend) => backend,
         Err(error) => {
             assert!(std::env::var_os("CI").is_none(), "{error}");
@@ -23,8 +23,7 @@ fn backend(options: UringOptions) -> Option<(UringBackend, SocketAddr)> {
     let Bound { endpoint: Endpoint::Tcp(address), listeners, .. } = bind(&any, 1024, 1).unwrap() else {
         unreachable!()
     };
-    backend.listen(listeners).unwrap();
-    Some((backend, address))
+    Some((backend.listen(listeners, 0).unwrap(), address))
 }
 
 const OPTIONS: UringOptions =
