@@ -116,7 +116,7 @@ impl<T> Starved<T> {
     /// The connection that is to have the next buffer.
     pub(super) fn pop(&mut self) -> Option<T> {
         self.taken = self.taken.wrapping_add(1);
-        if self.taken % 4 == 0 {
+        if self.taken.is_multiple_of(4) {
             self.greedy.pop_front().or_else(|| self.waiting.pop_front())
         } else {
             self.waiting.pop_front().or_else(|| self.greedy.pop_front())
