@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
                 Err(rejection) => rejection.write(DATE, &mut answer),
             }
         } else {
-            resound::server::http::answer(&request, DATE, &mut answer);
+            resound::server::http::answer(&request, false, DATE, &mut answer);
         }
         assert!(answer.starts_with(b"HTTP/1.1 "));
         (len, answer)
