@@ -8,7 +8,8 @@ use crate::proto::handshake::{HttpVersion, Request, write_answer};
 /// Appends the whole answer to a plain request to `target`, and returns whether another request may follow
 /// on the connection. If not, it is to be closed once the answer is sent.
 ///
-/// `is_secure` says whether the connection speaks TLS, `date` is the value of its `Date` header field. A body is never read: an answer to a request that has one is the last on its connection.
+/// `is_secure` says whether the connection speaks TLS, `date` is the value of its `Date` header field. A body is never
+/// read: an answer to a request that has one is the last on its connection.
 pub fn answer(request: &Request<'_>, is_secure: bool, date: &str, target: &mut Vec<u8>) -> bool {
     let keep_alive = request.keep_alive() && !request.has_body();
     let head = request.method() == "HEAD";

@@ -603,7 +603,9 @@ impl<B: Backend> Worker<B> {
         let mean = self.meter.used() / holders.len().max(1);
         holders.retain(|(held, _)| *held >= mean / 2);
         for (_, conn) in holders {
+            // Whoever was just closed is read to its end.
             if let Some((_, session)) = &mut self.sessions[conn.index as usize]
+                && session.awaits() != Awaits::End
                 && !std::mem::replace(&mut session.is_paused, true)
             {
                 self.counters.memory_paused_total.add(1);
