@@ -74,18 +74,8 @@ prepare() {
             cp "$clients/package-lock.json" "$clients/node_modules/installed"
         fi
         ;;
-    browser)
-        CHROMIUM=$(find_chromium)
-        if [[ -z $CHROMIUM ]]; then
-            need_debian "a Chromium" chromium-headless-shell
-            CHROMIUM=$(find_chromium)
-        fi
-        ;;
+    browser) need_chromium ;;
     esac
-}
-
-find_chromium() {
-    command -v chromium-headless-shell chromium chromium-browser google-chrome | head -n 1 || true
 }
 
 trap 'server_stop || true' EXIT

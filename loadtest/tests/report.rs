@@ -49,7 +49,7 @@ fn search_steps() -> Vec<SearchStep> {
 
 fn chromium() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
-    let candidates = ["chromium", "chromium-browser", "google-chrome"];
+    let candidates = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"];
     std::env::split_paths(&paths)
         .flat_map(|dir| candidates.map(|name| dir.join(name)))
         .find(|path| path.exists())
@@ -78,7 +78,9 @@ fn charts(html: &str) -> Vec<&str> {
 
 #[test]
 fn every_panel_is_drawn_in_a_browser_without_script_errors() {
-    let Some(browser) = chromium() else { return skip("no chromium on the PATH (apt-get install chromium)") };
+    let Some(browser) = chromium() else {
+        return skip("no Chromium on the PATH (apt-get install chromium-headless-shell)");
+    };
     let dir = scratch("report-browser");
     let mut result = eventful();
     result.search = search_steps();
@@ -153,7 +155,9 @@ fn surface() -> Vec<Cell> {
 
 #[test]
 fn a_surface_is_drawn_in_a_browser_with_every_cell() {
-    let Some(browser) = chromium() else { return skip("no chromium on the PATH (apt-get install chromium)") };
+    let Some(browser) = chromium() else {
+        return skip("no Chromium on the PATH (apt-get install chromium-headless-shell)");
+    };
     let dir = scratch("report-surface");
     let mut result = eventful();
     result.surface = surface();
@@ -188,7 +192,9 @@ fn a_surface_is_drawn_in_a_browser_with_every_cell() {
 
 #[test]
 fn the_pointer_shows_the_values_under_it_with_their_units() {
-    let Some(browser) = chromium() else { return skip("no chromium on the PATH (apt-get install chromium)") };
+    let Some(browser) = chromium() else {
+        return skip("no Chromium on the PATH (apt-get install chromium-headless-shell)");
+    };
     let dir = scratch("report-pointer");
     let page = dir.join("report.html");
     let moved = "<script>{ const svg = document.querySelector('#spectrum svg'); const box = svg.getBoundingClientRect();\

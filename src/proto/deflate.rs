@@ -70,7 +70,7 @@ impl Default for DeflateSettings {
             message_len_min: 64,
             message_len_max: 1 << 20,
             memory_bytes_max: 256 << 20,
-            ratio_max: 200,
+            ratio_max: 0,
             recompress: false,
         }
     }

@@ -489,7 +489,7 @@ fn a_bomb_beyond_the_ratio_fails_with_1009() {
     let limits = Limits { message_size_max: 32 << 20, ..LIMITS };
     let input = bombs(4 << 20, 1);
     for cuts in [&[][..], &[100, 200], &[input.len() / 2]] {
-        let mut codecs = Codecs::new(settings());
+        let mut codecs = Codecs::new(DeflateSettings { ratio_max: 200, ..settings() });
         let mut connection = server(TAKEOVER, &codecs);
         let (sent, _, result) = run_with(&limits, &mut connection, &mut codecs, &input, cuts);
         assert_eq!((sent, result), (close_frame(1009), Err(ProtocolError::InflationRatio)));
