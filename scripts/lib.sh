@@ -133,17 +133,41 @@ need_resound() {
     [[ -x $RESOUND ]] || die "no server binary at $RESOUND"
 }
 
-# server_start LOGFILE FLAG...: starts the server on a free port; sets SERVER_PID and SERVER_URL.
+# make_certificates DIR: two CAs that live for a day, and what they signed, as PEM files in DIR:
+#   ca.pem              who is to be trusted
+#   server.pem, .key    of ca, for localhost and 127.0.0.1
+#   client.pem, .key    of ca
+#   stranger.pem, .key  a client's too, but of a CA that nobody trusts
+make_certificates() {
+    local dir=$1 name ca
+    need_command openssl openssl
+    mkdir -p "$dir"
+    for name in ca other-ca; do
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj "/CN=resound test $name" \
+            -addext keyUsage=critical,keyCertSign,cRLSign -keyout "$dir/$name.key" -out "$dir/$name.pem" 2>/dev/null || die "openssl could not make $dir/$name.pem"
+    done
+    for name in server client stranger; do
+        ca=ca
+        if [[ $name == stranger ]]; then ca=other-ca; fi
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=resound test $name" \
+            -addext 'subjectAltName=DNS:localhost,IP:127.0.0.1' -keyout "$dir/$name.key" 2>/dev/null |
+            openssl x509 -req -days 1 -CA "$dir/$ca.pem" -CAkey "$dir/$ca.key" -CAcreateserial -copy_extensions copy \
+                -out "$dir/$name.pem" 2>/dev/null || die "openssl could not make $dir/$name.pem"
+    done
+}
+
+# server_start LOGFILE FLAG...: starts the server on a free port; sets SERVER_PID and SERVER_URL. With
+# LISTEN_SCHEME=wss it speaks TLS there, and the flags say with which certificate.
 server_start() {
-    local line='' stdout
+    local line='' stdout scheme=${LISTEN_SCHEME:-ws}
     SERVER_LOG=$1
     shift
-    exec {stdout}< <(exec "$RESOUND" --listen 127.0.0.1:0 "$@" 2>"$SERVER_LOG")
+    exec {stdout}< <(exec "$RESOUND" --listen "$scheme://127.0.0.1:0" "$@" 2>"$SERVER_LOG")
     SERVER_PID=$!
     # The descriptor stays open for as long as the server runs, so that a later line of it finds a reader.
-    if ! read -r -t 20 -u "$stdout" line || [[ ! $line =~ ^listening\ on\ (ws://[0-9.:]+) ]]; then
+    if ! read -r -t 20 -u "$stdout" line || [[ ! $line =~ ^listening\ on\ ($scheme://[0-9.:]+) ]]; then
         cat "$SERVER_LOG" >&2
-        die "the server did not print 'listening on ws://…' within 20 s (got: '$line'): $RESOUND $*"
+        die "the server did not print 'listening on $scheme://…' within 20 s (got: '$line'): $RESOUND $*"
     fi
     SERVER_URL=${BASH_REMATCH[1]}
 }

@@ -1,19 +1,31 @@
 #!/usr/bin/env python3
 """Talks to a running server with a headless Chromium; exits 0 only if every check of browser.html holds.
 
-    browser.py CHROMIUM ws://HOST:PORT [--deflate]
+    browser.py CHROMIUM URL [--deflate] [--trust CERTIFICATE]
 
-Serves the page on a free port of the loopback, and waits until the page posts its lines back.
+URL is ws://HOST:PORT or wss://HOST:PORT. --trust names the certificate (PEM) that a wss server may show: it is
+trusted by the hash of its key, and no other is. Serves the page on a free port of the loopback, and waits until the page posts its lines back.
 """
-import http.server, os, pathlib, queue, subprocess, sys, tempfile, threading, urllib.parse
+import argparse, base64, hashlib, http.server, os, pathlib, queue, subprocess, sys, tempfile, threading, urllib.parse
 
 PAGE = pathlib.Path(__file__).with_name("browser.html")
 DEADLINE_S = 120
 
 
+def spki_hash(certificate):
+    """What --ignore-certificate-errors-spki-list wants: base64 of SHA-256 of the public key's DER."""
+    key = subprocess.run(["openssl", "x509", "-in", certificate, "-noout", "-pubkey"], check=True, capture_output=True)
+    der = subprocess.run(["openssl", "pkey", "-pubin", "-outform", "DER"], input=key.stdout, check=True, capture_output=True)
+    return base64.b64encode(hashlib.sha256(der.stdout).digest()).decode()
+
+
 def main():
-    chromium, url = sys.argv[1:3]
-    deflate = sys.argv[3:] == ["--deflate"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chromium")
+    parser.add_argument("url")
+    parser.add_argument("--deflate", action="store_true")
+    parser.add_argument("--trust", metavar="CERTIFICATE")
+    options = parser.parse_args()
     results = queue.Queue()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,10 +52,12 @@ def main():
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    query = urllib.parse.urlencode({"url": url, "deflate": int(deflate)})
+    query = urllib.parse.urlencode({"url": options.url, "deflate": int(options.deflate)})
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile() as log:
-        command = [chromium, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        command = [options.chromium, "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         command += [f"--user-data-dir={profile}", "--remote-debugging-port=0"]
+        if options.trust:
+            command.append(f"--ignore-certificate-errors-spki-list={spki_hash(options.trust)}")
         if os.geteuid() == 0:
             command.append("--no-sandbox")  # Chromium refuses to run as root with its sandbox
         command.append(f"http://127.0.0.1:{server.server_port}/?{query}")

@@ -3,7 +3,7 @@
 
     websockets_client.py URL [--deflate] [--subprotocol NAME]... [--terminate PID]
 
-URL is ws://HOST:PORT without a path. --deflate offers permessage-deflate and requires it. --subprotocol names
+URL is ws://HOST:PORT or wss://HOST:PORT without a path. --deflate offers permessage-deflate and requires it. --subprotocol names
 what the server was started with. --terminate sends SIGTERM to PID at the end and checks the drain.
 Every wait has a deadline, and no deadline is part of what is checked: it only ends a hung run.
 """
@@ -277,7 +277,9 @@ async def a_room_outlives_members_that_leave_or_vanish():
 
 async def plain_requests_get_an_honest_answer():
     def request(method, path):
-        connection = http.client.HTTPConnection(urlsplit(options.url).netloc, timeout=30)
+        url = urlsplit(options.url)
+        Connection = http.client.HTTPSConnection if url.scheme == "wss" else http.client.HTTPConnection
+        connection = Connection(url.netloc, timeout=30)
         answers = []
         for _ in range(2):  # the second one needs keep-alive and a right Content-Length
             connection.request(method, path)

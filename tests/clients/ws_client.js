@@ -3,7 +3,7 @@
 //
 //     node ws_client.js URL [--deflate]
 //
-// URL is ws://HOST:PORT without a path. --deflate offers permessage-deflate and requires it.
+// URL is ws://HOST:PORT or wss://HOST:PORT without a path. --deflate offers permessage-deflate and requires it.
 // Every wait has a deadline, and no deadline is part of what is checked: it only ends a hung run.
 import { Buffer } from 'node:buffer';
 import { once } from 'node:events';
@@ -11,8 +11,8 @@ import process from 'node:process';
 import WebSocket from 'ws';
 
 const [url, ...flags] = process.argv.slice(2);
-if (!url?.startsWith('ws://') || flags.some((flag) => flag !== '--deflate')) {
-  console.error('usage: node ws_client.js ws://HOST:PORT [--deflate]');
+if (!/^wss?:\/\//.test(url ?? '') || flags.some((flag) => flag !== '--deflate')) {
+  console.error('usage: node ws_client.js ws[s]://HOST:PORT [--deflate]');
   process.exit(2);
 }
 const deflate = flags.includes('--deflate');
