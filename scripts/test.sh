@@ -31,7 +31,7 @@ STEPS=(
     'fuzz|every fuzz target for a short while'
     'tune|the tests of scripts/tune.sh'
     'hold|scripts/hold.sh with a thousand connections: every one held, no message lost'
-    'clients|Python websockets, node ws and a browser against the release binary, plain and compressed'
+    'clients|Python websockets, node ws and a browser against the release binary: plain, compressed, over wss'
     'autobahn|the Autobahn testsuite against the release binary'
 )
 
@@ -174,6 +174,7 @@ step_hold() {
 step_clients() {
     on_every_backend scripts/clients.sh
     on_every_backend scripts/clients.sh --deflate
+    on_every_backend scripts/clients.sh --tls
 }
 
 step_autobahn() {

@@ -6,7 +6,7 @@ use rustls::client::{ClientConfig, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
 use rustls::server::{ServerConfig, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
+use rustls::{AlertDescription, CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 
 use super::error::{TlsError, TlsErrorKind};
 use super::established::{Established, Kernel};
@@ -98,8 +98,12 @@ impl Handshake {
                 Step::Blocked => return Ok(false),
                 Step::Established => return Ok(!self.common().is_handshaking()),
                 Step::Failed(error) => {
+                    let (error, start) = (TlsError::from(error), out.len());
                     self.write_alert(out);
-                    return Err(error.into());
+                    if error.kind() == TlsErrorKind::Version {
+                        name_the_version(&mut out[start..]);
+                    }
+                    return Err(error);
                 }
                 Step::PeerClosed => return Err(TlsErrorKind::EndedInHandshake.into()),
                 Step::Unknown => return Err(TlsErrorKind::Internal.into()),
@@ -162,6 +166,16 @@ impl Handshake {
             }
         };
         Ok((Established::new(suite, &secrets, kernel)?, handshaken))
+    }
+}
+
+/// To a client of before TLS 1.2 that has no extension of it, rustls says handshake_failure. Its version is what is
+/// wrong, and protocol_version says so (RFC 5246 appendix E.1).
+fn name_the_version(alert: &mut [u8]) {
+    if let [21, .., reason] = alert
+        && *reason == u8::from(AlertDescription::HandshakeFailure)
+    {
+        *reason = AlertDescription::ProtocolVersion.into();
     }
 }
 
