@@ -12,15 +12,16 @@ usage() {
 usage: scripts/autobahn.sh [FLAG...]
   --io NAME       the server's --io: auto, epoll or uring (default epoll)
   --workers N     the server's --workers (default 2)
+  --tls           over wss, with a certificate made for this run (the suite's client does not verify it)
   --cases LIST    patterns separated by commas or spaces: '1.*,6.4.*,7.1.6' (default: all 517, in 2 to 12 minutes; without 12 and 13 it is 1)
   --parallel N    clients of the suite side by side (default: twice the number of cores; they mostly wait)
   --bin PATH      a server binary that is built already
-  --out DIR       where the reports go (default target/autobahn/IO); what is there is replaced
+  --out DIR       where the reports go (default target/autobahn/IO, with --tls IO-tls); what is there is replaced
 Exit status: 0 when every case ended as expected, 1 otherwise.
 EOF
 }
 
-io=epoll workers=2 out='' parallel=$((2 * $(nproc))) cases=("${ALL_CASES[@]}")
+io=epoll workers=2 tls='' out='' parallel=$((2 * $(nproc))) cases=("${ALL_CASES[@]}")
 ((parallel >= 4)) || parallel=4
 while (($#)); do
     case $1 in
@@ -28,6 +29,7 @@ while (($#)); do
         usage
         exit 0
         ;;
+    --tls) tls=-tls LISTEN_SCHEME=wss ;;
     --io | --workers | --cases | --parallel | --bin | --out)
         [[ -n ${2:-} ]] || die "$1 needs a value (see --help)"
         case $1 in
@@ -44,7 +46,7 @@ while (($#)); do
     esac
     shift
 done
-out=${out:-$REPO/target/autobahn/$io}
+out=${out:-$REPO/target/autobahn/$io$tls}
 suite=$REPO/scripts/autobahn
 
 install_suite() {
@@ -73,7 +75,12 @@ need_resound
 # Only what an earlier run of this script left here is removed.
 mkdir -p "$out"
 rm -rf "$out"/shard-* "$out"/report "$out"/*.log "$out"/spec-*.json
-server_start "$out/server.log" --io "$io" --workers "$workers" --deflate on
+certificate=()
+if [[ -n $tls ]]; then
+    make_certificates "$out/certificates"
+    certificate=(--tls-cert "$out/certificates/server.pem" --tls-key "$out/certificates/server.key")
+fi
+server_start "$out/server.log" --io "$io" --workers "$workers" --deflate on "${certificate[@]}"
 say "$RESOUND --io $io --workers $workers --deflate on at $SERVER_URL"
 "$VENV/bin/python" "$suite/suite.py" plan "$out" "$SERVER_URL" "$parallel" "${cases[@]}"
 
@@ -102,7 +109,7 @@ for shard in "${!clients[@]}"; do
 done
 clients=()
 "$VENV/bin/python" "$suite/suite.py" judge "$out" "${cases[@]}" | tee "$out/verdict.txt" || status=1
-note "--io $io: $(tail -n 1 "$out/verdict.txt")"
+note "--io $io${tls:+ --tls}: $(tail -n 1 "$out/verdict.txt")"
 ended=0
 server_stop || ended=$?
 if ((ended)); then

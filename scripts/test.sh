@@ -18,7 +18,8 @@ LANES=${LANES:-2}
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
 
-# name|what it does, in the order they run: the quick ones first, so that a slip is seen early.
+# name|what it does, in the order they begin: the quick ones first, so that a slip is seen early, and then the long
+# ones, so that no lane is left alone with one.
 STEPS=(
     'fmt|formatting of the Rust sources (cargo fmt --check)'
     'scripts|the scripts themselves: shellcheck, and Python that compiles'
@@ -26,13 +27,13 @@ STEPS=(
     'clippy|clippy over every target, warnings are errors'
     'doc|the documentation builds, warnings are errors'
     'test|unit, property, simulation, integration and documentation tests, dependency rules'
-    'bench|every benchmark, run once as a test'
+    'autobahn|the Autobahn testsuite against the release binary, over ws and wss'
     'memory|unsafe code under Miri, or valgrind where there is no Miri: mask and proto'
     'fuzz|every fuzz target for a short while'
-    'tune|the tests of scripts/tune.sh'
+    'bench|every benchmark, run once as a test'
     'hold|scripts/hold.sh with a thousand connections: every one held, no message lost'
     'clients|Python websockets, node ws and a browser against the release binary: plain, compressed, over wss'
-    'autobahn|the Autobahn testsuite against the release binary'
+    'tune|the tests of scripts/tune.sh'
 )
 
 usage() {
@@ -179,6 +180,7 @@ step_clients() {
 
 step_autobahn() {
     on_every_backend scripts/autobahn.sh
+    on_every_backend scripts/autobahn.sh --tls
 }
 
 # COMMAND FLAG... with --io for each backend; its notes become one.
