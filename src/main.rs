@@ -1,11 +1,14 @@
-//! Flags, then [`Server`]; signals, then the drain; SIGHUP reads certificates again; nothing else.
+//! Flags, then [`Server`]; signals, then the drain; SIGHUP reads certificates again; what malloc does with
+//! memory; nothing else.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
+use resound::memory::Peak;
 use resound::server::Server;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -21,6 +24,9 @@ const EXIT_IMPATIENT: i32 = 130;
 const MALLOC_MAP_BYTES: i32 = 32 << 20;
 /// So much at the end of a heap is kept when it is free.
 const MALLOC_KEEP_BYTES: i32 = 2 * MALLOC_MAP_BYTES;
+
+/// How often it is looked whether a peak of memory is over.
+const PEAK_PERIOD: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     keep_large_blocks();
@@ -53,6 +59,25 @@ fn keep_large_blocks() {
     }
 }
 
+/// When a peak is over, has malloc give back what it kept of it. The echo of messages shorter than a receive buffer
+/// takes nothing from malloc, so it does not wait for this.
+fn give_back_after_peaks(highest_memory: impl Fn() -> usize + Send + 'static) {
+    #[cfg(target_env = "gnu")]
+    std::thread::spawn(move || {
+        let mut peak = Peak::default();
+        loop {
+            std::thread::sleep(PEAK_PERIOD);
+            if peak.is_over(highest_memory()) {
+                // SAFETY: it takes malloc's own locks, and touches only what is free.
+                unsafe { libc::malloc_trim(0) };
+                tracing::debug!("gave free memory back to the system");
+            }
+        }
+    });
+    #[cfg(not(target_env = "gnu"))]
+    drop(highest_memory);
+}
+
 fn start(config: Config) -> anyhow::Result<Server> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log).context("--log")?;
     tracing_subscriber::fmt()
@@ -73,6 +98,7 @@ fn start(config: Config) -> anyhow::Result<Server> {
     tracing::info!(version, kernel, ?io, workers, nofile, flags, "serving");
     tracing::debug!(?config);
 
+    give_back_after_peaks(server.highest_memory());
     let (stop, reload) = (server.stopper(), server.reloader());
     std::thread::spawn(move || {
         let mut drains = false;

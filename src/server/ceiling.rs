@@ -37,10 +37,14 @@ pub(super) struct Ceiling {
     buffers_bytes: usize,
 }
 
-/// On a cache line of its own.
+/// What a worker holds, in octets. On a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Held(AtomicUsize);
+struct Held {
+    now: AtomicUsize,
+    /// The most since [`Ceiling::take_highest`].
+    highest: AtomicUsize,
+}
 
 impl Ceiling {
     /// A ceiling of `bytes_max` octets for `workers` workers, each of which has `buffers_bytes` of receive buffers.
@@ -57,12 +61,16 @@ impl Ceiling {
     pub(super) fn held(&self) -> usize {
         let workers = self.held.len();
         let fixed = PROCESS_COST + workers * (WORKER_COST + self.buffers_bytes);
-        fixed + self.held.iter().map(|held| held.0.load(Relaxed)).sum::<usize>()
+        fixed + self.held.iter().map(|held| held.now.load(Relaxed)).sum::<usize>()
     }
 
     /// Takes in what a worker holds now, and lets its meter hand out its share of what is left.
     pub(super) fn settle(&self, worker: usize, connections: usize, meter: &Meter) -> Pressure {
-        self.held[worker].0.store(meter.used() + connections * CONNECTION_COST, Relaxed);
+        let (own, now) = (&self.held[worker], meter.used() + connections * CONNECTION_COST);
+        own.now.store(now, Relaxed);
+        if now > own.highest.load(Relaxed) {
+            own.highest.store(now, Relaxed);
+        }
         let held = self.held();
         let left = self.bytes_max.saturating_sub(held);
         let share = left / self.held.len();
@@ -74,6 +82,11 @@ impl Ceiling {
             held if held > self.bytes_max / 4 * 3 => Pressure::Tight,
             _ => Pressure::None,
         }
+    }
+
+    /// The most that the workers held since the last call, in octets, each at its own time.
+    pub(super) fn take_highest(&self) -> usize {
+        self.held.iter().map(|held| held.highest.swap(held.now.load(Relaxed), Relaxed)).sum()
     }
 
     /// How many octets are to be given back for the ceiling to be far again.
@@ -102,5 +115,7 @@ mod tests {
         drop(lease);
         assert_eq!(ceiling.settle(0, 0, &first), Pressure::None);
         assert_eq!(ceiling.excess(), 0);
+        assert!(ceiling.take_highest() > 900 << 20, "what was held for a moment is known");
+        assert_eq!(ceiling.take_highest(), 400 << 20);
     }
 }

@@ -288,6 +288,12 @@ impl Server {
         self.workers.len()
     }
 
+    /// The most that the workers held for peers since the last call, in octets. It may outlive the server.
+    pub fn highest_memory(&self) -> impl Fn() -> usize + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.ceiling.take_highest()
+    }
+
     /// What each worker has counted.
     pub fn counters(&self) -> &[Arc<Counters>] {
         &self.shared.counters
