@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
 use resound::memory::Peak;
-use resound::server::Server;
+use resound::server::{ProcessMemory, Server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -25,8 +25,12 @@ const MALLOC_MAP_BYTES: i32 = 32 << 20;
 /// So much at the end of a heap is kept when it is free.
 const MALLOC_KEEP_BYTES: i32 = 2 * MALLOC_MAP_BYTES;
 
-/// How often it is looked whether a peak of memory is over.
-const PEAK_PERIOD: Duration = Duration::from_secs(2);
+/// How often it is looked how much memory the process takes.
+const MEMORY_PERIOD: Duration = Duration::from_millis(100);
+/// After so many of these it is looked whether a peak is over,
+const PEAK_PERIODS: u32 = 20;
+/// and malloc gives back what it keeps if the ceiling is near.
+const TIGHT_PERIODS: u32 = 5;
 
 fn main() -> ExitCode {
     keep_large_blocks();
@@ -59,23 +63,35 @@ fn keep_large_blocks() {
     }
 }
 
-/// When a peak is over, has malloc give back what it kept of it. The echo of messages shorter than a receive buffer
-/// takes nothing from malloc, so it does not wait for this.
-fn give_back_after_peaks(highest_memory: impl Fn() -> usize + Send + 'static) {
-    #[cfg(target_env = "gnu")]
+/// Tells the ceiling what the process really takes, and has malloc give back what it keeps: when the ceiling is near,
+/// and when a peak is over. The echo of messages shorter than a receive buffer takes nothing from malloc, so it does not
+/// wait for this.
+fn look_after_memory(memory: ProcessMemory) {
     std::thread::spawn(move || {
         let mut peak = Peak::default();
-        loop {
-            std::thread::sleep(PEAK_PERIOD);
-            if peak.is_over(highest_memory()) {
+        for period in 1_u32.. {
+            std::thread::sleep(MEMORY_PERIOD);
+            let is_tight = memory.set_resident(resident_octets());
+            let is_peak_over = period % PEAK_PERIODS == 0 && peak.is_over(memory.take_highest());
+            if is_peak_over || (is_tight && period % TIGHT_PERIODS == 0) {
+                #[cfg(target_env = "gnu")]
                 // SAFETY: it takes malloc's own locks, and touches only what is free.
-                unsafe { libc::malloc_trim(0) };
-                tracing::debug!("gave free memory back to the system");
+                unsafe {
+                    libc::malloc_trim(0)
+                };
+                tracing::debug!(is_peak_over, is_tight, "gave free memory back to the system");
             }
         }
     });
-    #[cfg(not(target_env = "gnu"))]
-    drop(highest_memory);
+}
+
+/// Octets of the process that are in memory; 0 where /proc does not say.
+fn resident_octets() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or(0_usize) * 1024
 }
 
 fn start(config: Config) -> anyhow::Result<Server> {
@@ -98,7 +114,7 @@ fn start(config: Config) -> anyhow::Result<Server> {
     tracing::info!(version, kernel, ?io, workers, nofile, flags, "serving");
     tracing::debug!(?config);
 
-    give_back_after_peaks(server.highest_memory());
+    look_after_memory(server.memory());
     let (stop, reload) = (server.stopper(), server.reloader());
     std::thread::spawn(move || {
         let mut drains = false;

@@ -35,6 +35,8 @@ pub(super) struct Ceiling {
     held: Box<[Held]>,
     /// What each worker's receive buffers keep.
     buffers_bytes: usize,
+    /// What the process takes beyond what is counted, when somebody last looked: what malloc keeps, and its gaps.
+    uncounted: AtomicUsize,
 }
 
 /// What a worker holds, in octets. On a cache line of its own.
@@ -49,7 +51,12 @@ struct Held {
 impl Ceiling {
     /// A ceiling of `bytes_max` octets for `workers` workers, each of which has `buffers_bytes` of receive buffers.
     pub(super) fn new(bytes_max: usize, workers: usize, buffers_bytes: usize) -> Self {
-        Self { bytes_max, held: (0..workers).map(|_| Held::default()).collect(), buffers_bytes }
+        Self {
+            bytes_max,
+            held: (0..workers).map(|_| Held::default()).collect(),
+            buffers_bytes,
+            uncounted: AtomicUsize::new(0),
+        }
     }
 
     /// The least that `workers` workers can be run with, in octets.
@@ -57,8 +64,20 @@ impl Ceiling {
         4 * (PROCESS_COST + workers * (WORKER_COST + buffers_bytes)) / 3
     }
 
-    /// What is held in all, in octets.
+    /// What is held in all, in octets, and what holding it costs beside.
     pub(super) fn held(&self) -> usize {
+        self.counted() + self.uncounted.load(Relaxed)
+    }
+
+    /// Takes in how many octets of memory the process has. True if the ceiling is near and a good part of them is not
+    /// what is held, so that it is time to give back what malloc keeps.
+    pub(super) fn set_resident(&self, resident: usize) -> bool {
+        let uncounted = resident.saturating_sub(self.counted());
+        self.uncounted.store(uncounted, Relaxed);
+        resident > self.bytes_max / 4 * 3 && uncounted > self.bytes_max / 32
+    }
+
+    fn counted(&self) -> usize {
         let workers = self.held.len();
         let fixed = PROCESS_COST + workers * (WORKER_COST + self.buffers_bytes);
         fixed + self.held.iter().map(|held| held.now.load(Relaxed)).sum::<usize>()
@@ -98,6 +117,19 @@ impl Ceiling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_malloc_keeps_counts_until_it_is_given_back() {
+        let (ceiling, meter) = (Ceiling::new(1 << 30, 1, 1 << 20), Meter::default());
+        let _lease = meter.take(600 << 20).unwrap();
+        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
+        assert!(!ceiling.set_resident(640 << 20));
+        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
+        assert!(ceiling.set_resident(950 << 20));
+        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::Full);
+        assert!(!ceiling.set_resident(500 << 20), "what was never touched is not resident");
+        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
+    }
 
     #[test]
     fn what_workers_hold_adds_up_and_what_is_left_is_shared() {

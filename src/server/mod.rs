@@ -159,6 +159,22 @@ pub struct Server {
     nofile: u64,
 }
 
+/// Where the ceiling of memory and the process meet: [`Server::memory`].
+#[expect(missing_debug_implementations, reason = "what the workers share has none")]
+pub struct ProcessMemory(Arc<Shared>);
+
+impl ProcessMemory {
+    /// Tells the ceiling how many octets the process has in memory. True if malloc should give back what it keeps.
+    pub fn set_resident(&self, octets: usize) -> bool {
+        self.0.ceiling.set_resident(octets)
+    }
+
+    /// The most that the workers held for peers since the last call, in octets.
+    pub fn take_highest(&self) -> usize {
+        self.0.ceiling.take_highest()
+    }
+}
+
 impl Server {
     /// Binds every listener and starts every worker.
     ///
@@ -288,10 +304,10 @@ impl Server {
         self.workers.len()
     }
 
-    /// The most that the workers held for peers since the last call, in octets. It may outlive the server.
-    pub fn highest_memory(&self) -> impl Fn() -> usize + Send + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || shared.ceiling.take_highest()
+    /// The two ends of the memory that peers make the server take, for whoever looks after the process. They may
+    /// outlive the server.
+    pub fn memory(&self) -> ProcessMemory {
+        ProcessMemory(Arc::clone(&self.shared))
     }
 
     /// What each worker has counted.
