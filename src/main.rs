@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
-use resound::memory::Peak;
 use resound::server::{ProcessMemory, Server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -66,13 +65,12 @@ fn keep_large_blocks() {
 /// Tells the ceiling what the process really takes, and has malloc give back what it keeps: when the ceiling is near,
 /// and when a peak is over. The echo of messages shorter than a receive buffer takes nothing from malloc, so it does not
 /// wait for this.
-fn look_after_memory(memory: ProcessMemory) {
+fn look_after_memory(mut memory: ProcessMemory) {
     std::thread::spawn(move || {
-        let mut peak = Peak::default();
         for period in 1_u32.. {
             std::thread::sleep(MEMORY_PERIOD);
             let is_tight = memory.set_resident(resident_octets());
-            let is_peak_over = period % PEAK_PERIODS == 0 && peak.is_over(memory.take_highest());
+            let is_peak_over = period % PEAK_PERIODS == 0 && memory.is_peak_over();
             if is_peak_over || (is_tight && period % TIGHT_PERIODS == 0) {
                 #[cfg(target_env = "gnu")]
                 // SAFETY: it takes malloc's own locks, and touches only what is free.

@@ -26,7 +26,7 @@ pub use metrics::{Counter, Counters};
 pub use simulation::{Drive, OneWorker, Simulation};
 
 use crate::config::{Config, Io, Mode};
-use crate::memory::Meter;
+use crate::memory::{Meter, Peak};
 use crate::net::epoll::EpollBackend;
 use crate::net::tls::{TlsServer, TlsSetupError};
 use crate::net::uring::{self, UringBackend};
@@ -161,17 +161,20 @@ pub struct Server {
 
 /// Where the ceiling of memory and the process meet: [`Server::memory`].
 #[expect(missing_debug_implementations, reason = "what the workers share has none")]
-pub struct ProcessMemory(Arc<Shared>);
+pub struct ProcessMemory {
+    shared: Arc<Shared>,
+    peak: Peak,
+}
 
 impl ProcessMemory {
     /// Tells the ceiling how many octets the process has in memory. True if malloc should give back what it keeps.
     pub fn set_resident(&self, octets: usize) -> bool {
-        self.0.ceiling.set_resident(octets)
+        self.shared.ceiling.set_resident(octets)
     }
 
-    /// The most that the workers held for peers since the last call, in octets.
-    pub fn take_highest(&self) -> usize {
-        self.0.ceiling.take_highest()
+    /// Whether a peak of what is held for peers is over, to be asked every few seconds: [`Peak::is_over`].
+    pub fn is_peak_over(&mut self) -> bool {
+        self.peak.is_over(self.shared.ceiling.take_highest())
     }
 }
 
@@ -307,7 +310,7 @@ impl Server {
     /// The two ends of the memory that peers make the server take, for whoever looks after the process. They may
     /// outlive the server.
     pub fn memory(&self) -> ProcessMemory {
-        ProcessMemory(Arc::clone(&self.shared))
+        ProcessMemory { shared: Arc::clone(&self.shared), peak: Peak::default() }
     }
 
     /// What each worker has counted.
