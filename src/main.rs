@@ -3,12 +3,11 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use resound::config::Config;
-use resound::server::{ProcessMemory, Server};
+use resound::server::Server;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -23,13 +22,6 @@ const EXIT_IMPATIENT: i32 = 130;
 const MALLOC_MAP_BYTES: i32 = 32 << 20;
 /// So much at the end of a heap is kept when it is free.
 const MALLOC_KEEP_BYTES: i32 = 2 * MALLOC_MAP_BYTES;
-
-/// How often it is looked how much memory the process takes.
-const MEMORY_PERIOD: Duration = Duration::from_millis(100);
-/// After so many of these it is looked whether a peak is over,
-const PEAK_PERIODS: u32 = 20;
-/// and malloc gives back what it keeps if the ceiling is near.
-const TIGHT_PERIODS: u32 = 5;
 
 fn main() -> ExitCode {
     keep_large_blocks();
@@ -62,34 +54,15 @@ fn keep_large_blocks() {
     }
 }
 
-/// Tells the ceiling what the process really takes, and has malloc give back what it keeps: when the ceiling is near,
-/// and when a peak is over. The echo of messages shorter than a receive buffer takes nothing from malloc, so it does not
-/// wait for this.
-fn look_after_memory(mut memory: ProcessMemory) {
-    std::thread::spawn(move || {
-        for period in 1_u32.. {
-            std::thread::sleep(MEMORY_PERIOD);
-            let is_tight = memory.set_resident(resident_octets());
-            let is_peak_over = period % PEAK_PERIODS == 0 && memory.is_peak_over();
-            if is_peak_over || (is_tight && period % TIGHT_PERIODS == 0) {
-                #[cfg(target_env = "gnu")]
-                // SAFETY: it takes malloc's own locks, and touches only what is free.
-                unsafe {
-                    libc::malloc_trim(0)
-                };
-                tracing::debug!(is_peak_over, is_tight, "gave free memory back to the system");
-            }
-        }
-    });
-}
-
-/// Octets of the process that are in memory; 0 where /proc does not say.
-fn resident_octets() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    kib.unwrap_or(0_usize) * 1024
+/// Has malloc give back to the system what it keeps for later. The echo of messages shorter than a receive buffer takes
+/// nothing from malloc, so it does not wait for this.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes malloc's own locks, and touches only what is free.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    tracing::debug!("gave free memory back to the system");
 }
 
 fn start(config: Config) -> anyhow::Result<Server> {
@@ -112,7 +85,7 @@ fn start(config: Config) -> anyhow::Result<Server> {
     tracing::info!(version, kernel, ?io, workers, nofile, flags, "serving");
     tracing::debug!(?config);
 
-    look_after_memory(server.memory());
+    server.look_after_memory(give_back_memory);
     let (stop, reload) = (server.stopper(), server.reloader());
     std::thread::spawn(move || {
         let mut drains = false;

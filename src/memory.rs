@@ -131,34 +131,6 @@ impl fmt::Debug for Meter {
     }
 }
 
-/// Notices when a peak of memory is over, so that what malloc keeps of it can go back to the system.
-#[derive(Debug, Default)]
-pub struct Peak {
-    highest: usize,
-    lower_times: u32,
-}
-
-impl Peak {
-    /// Less than this is not worth giving back, in octets.
-    pub const WORTH_OCTETS: usize = 16 << 20;
-
-    /// Takes the most that was held since the last call. True once it has been less than half of the peak, and
-    /// [`Self::WORTH_OCTETS`] less, at two calls in a row.
-    pub fn is_over(&mut self, highest: usize) -> bool {
-        if highest > self.highest / 2 || self.highest - highest < Self::WORTH_OCTETS {
-            self.lower_times = 0;
-            self.highest = self.highest.max(highest);
-            return false;
-        }
-        self.lower_times += 1;
-        if self.lower_times < 2 {
-            return false;
-        }
-        *self = Self { highest, lower_times: 0 };
-        true
-    }
-}
-
 /// Octets that somebody holds, until this is dropped. It may outlive whoever made the meter.
 ///
 /// The default is a lease of no meter: it grows as it likes and counts nowhere.
@@ -320,16 +292,5 @@ mod tests {
             drop(leases);
             prop_assert_eq!((whole.used(), share.used()), (0, 0));
         }
-    }
-
-    #[test]
-    fn a_peak_is_over_when_it_stays_over_and_once() {
-        let (mut peak, mib) = (Peak::default(), 1 << 20);
-        let mut is_over = |highest: usize| peak.is_over(highest * mib);
-        assert!([10, 1000, 400, 600, 400, 1000, 10].into_iter().all(|highest| !is_over(highest)));
-        assert!(is_over(10), "the second time in a row");
-        assert!([10, 10, 24, 10, 10].into_iter().all(|highest| !is_over(highest)), "14 MiB are kept");
-        assert!([200, 0].into_iter().all(|highest| !is_over(highest)));
-        assert!(is_over(0), "the next peak counts by itself");
     }
 }

@@ -35,7 +35,8 @@ pub(super) struct Ceiling {
     held: Box<[Held]>,
     /// What each worker's receive buffers keep.
     buffers_bytes: usize,
-    /// What the process takes beyond what is counted, when somebody last looked: what malloc keeps, and its gaps.
+    /// What the process had in memory beyond what is counted, when [`Ceiling::set_resident`] was last told: what malloc
+    /// keeps, and its gaps.
     uncounted: AtomicUsize,
 }
 
@@ -64,19 +65,29 @@ impl Ceiling {
         4 * (PROCESS_COST + workers * (WORKER_COST + buffers_bytes)) / 3
     }
 
-    /// What is held in all, in octets, and what holding it costs beside.
+    /// What a worker with so many connections holds, in octets.
+    #[inline]
+    pub(super) fn held_by(meter: &Meter, connections: usize) -> usize {
+        meter.used() + connections * CONNECTION_COST
+    }
+
+    /// What is held in all, and what the process takes beside, in octets.
     pub(super) fn held(&self) -> usize {
         self.counted() + self.uncounted.load(Relaxed)
     }
 
-    /// Takes in how many octets of memory the process has. True if the ceiling is near and a good part of them is not
-    /// what is held, so that it is time to give back what malloc keeps.
-    pub(super) fn set_resident(&self, resident: usize) -> bool {
-        let uncounted = resident.saturating_sub(self.counted());
-        self.uncounted.store(uncounted, Relaxed);
-        resident > self.bytes_max / 4 * 3 && uncounted > self.bytes_max / 32
+    /// Whether the ceiling is near, with `resident` octets of the process in memory, and a good part of them is not what
+    /// is held.
+    pub(super) fn is_near_with(&self, resident: usize) -> bool {
+        resident > self.bytes_max / 4 * 3 && resident.saturating_sub(self.counted()) > self.bytes_max / 32
     }
 
+    /// Takes in how many octets of the process are in memory.
+    pub(super) fn set_resident(&self, octets: usize) {
+        self.uncounted.store(octets.saturating_sub(self.counted()), Relaxed);
+    }
+
+    /// What the workers say that they hold, and what there is before anybody connects.
     fn counted(&self) -> usize {
         let workers = self.held.len();
         let fixed = PROCESS_COST + workers * (WORKER_COST + self.buffers_bytes);
@@ -85,7 +96,7 @@ impl Ceiling {
 
     /// Takes in what a worker holds now, and lets its meter hand out its share of what is left.
     pub(super) fn settle(&self, worker: usize, connections: usize, meter: &Meter) -> Pressure {
-        let (own, now) = (&self.held[worker], meter.used() + connections * CONNECTION_COST);
+        let (own, now) = (&self.held[worker], Self::held_by(meter, connections));
         own.now.store(now, Relaxed);
         if now > own.highest.load(Relaxed) {
             own.highest.store(now, Relaxed);
@@ -119,16 +130,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_malloc_keeps_counts_until_it_is_given_back() {
+    fn what_the_process_takes_beside_counts_too() {
         let (ceiling, meter) = (Ceiling::new(1 << 30, 1, 1 << 20), Meter::default());
         let _lease = meter.take(600 << 20).unwrap();
         assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
-        assert!(!ceiling.set_resident(640 << 20));
+        ceiling.set_resident(640 << 20);
         assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
-        assert!(ceiling.set_resident(950 << 20));
+        ceiling.set_resident(950 << 20);
         assert_eq!(ceiling.settle(0, 0, &meter), Pressure::Full);
-        assert!(!ceiling.set_resident(500 << 20), "what was never touched is not resident");
-        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None);
+        ceiling.set_resident(500 << 20);
+        assert_eq!(ceiling.settle(0, 0, &meter), Pressure::None, "what was never touched is not in memory");
     }
 
     #[test]

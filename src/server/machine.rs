@@ -1,4 +1,4 @@
-//! How much memory this process may take: what the machine has, and what its limits leave of that.
+//! How much memory this process may take (what the machine has, and what its limits leave of that), and how much it does.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 /// The least of the machine's memory, the memory of the control groups that this process is in, and its limit of
 /// address space, in octets.
 pub(super) fn memory_bytes() -> usize {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text));
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| octets(&text, "MemTotal:"));
     let groups = fs::read_to_string("/proc/self/cgroup").ok();
     let group = groups.and_then(|text| group_limit(&text, Path::new("/sys/fs/cgroup")));
     let address_space = rlimit::getrlimit(rlimit::Resource::AS).ok().map(|(soft, _)| soft);
@@ -14,9 +14,15 @@ pub(super) fn memory_bytes() -> usize {
     usize::try_from(least.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
 }
 
-/// `MemTotal` of /proc/meminfo, in octets.
-fn mem_total(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// The octets of this process that are in memory; 0 where /proc does not say.
+pub(super) fn resident_bytes() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    octets(&status, "VmRSS:").and_then(|octets| octets.try_into().ok()).unwrap_or(0)
+}
+
+/// What a file of /proc says behind `name`, in octets.
+fn octets(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -48,12 +54,13 @@ mod tests {
     #[test]
     fn this_machine_has_memory() {
         assert!(memory_bytes() > 1 << 20);
+        assert!((1 << 20..memory_bytes()).contains(&resident_bytes()));
     }
 
     #[test]
     fn the_total_is_in_kibibytes() {
-        assert_eq!(mem_total("MemTotal:       16 kB\nMemFree: 1 kB\n"), Some(16384));
-        assert_eq!(mem_total("MemFree: 1 kB\n"), None);
+        assert_eq!(octets("MemTotal:       16 kB\nMemFree: 1 kB\n", "MemTotal:"), Some(16384));
+        assert_eq!(octets("MemFree: 1 kB\n", "MemTotal:"), None);
     }
 
     #[test]

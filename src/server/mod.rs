@@ -15,6 +15,7 @@ mod machine;
 mod metrics;
 mod session;
 mod simulation;
+mod upkeep;
 mod worker;
 
 use std::io;
@@ -26,7 +27,7 @@ pub use metrics::{Counter, Counters};
 pub use simulation::{Drive, OneWorker, Simulation};
 
 use crate::config::{Config, Io, Mode};
-use crate::memory::{Meter, Peak};
+use crate::memory::Meter;
 use crate::net::epoll::EpollBackend;
 use crate::net::tls::{TlsServer, TlsSetupError};
 use crate::net::uring::{self, UringBackend};
@@ -37,6 +38,7 @@ use date::WallClock;
 use hub::Directory;
 use inbox::Inbox;
 use session::Rules;
+use upkeep::Upkeep;
 use worker::Worker;
 
 /// Why a server did not start. One line that names the flag and the cause.
@@ -157,25 +159,6 @@ pub struct Server {
     tls: Option<TlsServer>,
     io: Io,
     nofile: u64,
-}
-
-/// Where the ceiling of memory and the process meet: [`Server::memory`].
-#[expect(missing_debug_implementations, reason = "what the workers share has none")]
-pub struct ProcessMemory {
-    shared: Arc<Shared>,
-    peak: Peak,
-}
-
-impl ProcessMemory {
-    /// Tells the ceiling how many octets the process has in memory. True if malloc should give back what it keeps.
-    pub fn set_resident(&self, octets: usize) -> bool {
-        self.shared.ceiling.set_resident(octets)
-    }
-
-    /// Whether a peak of what is held for peers is over, to be asked every few seconds: [`Peak::is_over`].
-    pub fn is_peak_over(&mut self) -> bool {
-        self.peak.is_over(self.shared.ceiling.take_highest())
-    }
 }
 
 impl Server {
@@ -307,10 +290,21 @@ impl Server {
         self.workers.len()
     }
 
-    /// The two ends of the memory that peers make the server take, for whoever looks after the process. They may
-    /// outlive the server.
-    pub fn memory(&self) -> ProcessMemory {
-        ProcessMemory { shared: Arc::clone(&self.shared), peak: Peak::default() }
+    /// Looks after the memory of this process from now on, on a thread of its own that ends with the server: the ceiling
+    /// learns what the process really takes, and `give_back`, which has malloc give back what it keeps, is called when
+    /// the ceiling is near or a peak is over.
+    ///
+    /// For a process that does nothing else: the memory of others would count as the server's.
+    pub fn look_after_memory(&self, give_back: impl Fn() + Send + 'static) {
+        let shared = Arc::downgrade(&self.shared);
+        std::thread::spawn(move || {
+            let mut upkeep = Upkeep::default();
+            while let Some(shared) = shared.upgrade() {
+                upkeep.look(&shared.ceiling, machine::resident_bytes, &give_back);
+                drop(shared);
+                std::thread::sleep(upkeep::PERIOD);
+            }
+        });
     }
 
     /// What each worker has counted.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::app::Context;
-use super::ceiling::Pressure;
+use super::ceiling::{Ceiling, Pressure};
 use super::date::Date;
 use super::deadlines::{Deadlines, Ticks};
 use super::hub::{Hub, Mail, Policy};
@@ -44,7 +44,7 @@ const PLAIN: &str = "resound: this port speaks TLS: connect to it with wss:// or
 const REFUSED_MAX: usize = 1000;
 /// The kernel's limits, and the ceiling of memory, are logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
-/// A worker that holds so many octets more than when it said so last says so again.
+/// A worker that holds so many octets more or less than when it said so last says so again.
 const SETTLE_BYTES: usize = 1 << 20;
 /// Who holds less than this, in octets, is not meant when memory is short.
 const HOLDER_MIN: usize = 64 << 10;
@@ -566,13 +566,13 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Says what this worker holds, once a tick or when that has grown much, and does something about it if all
-    /// together hold too much.
+    /// Says what this worker holds, once a tick or when that has changed much (the next turn may be far), and does
+    /// something about it if all together hold too much.
     #[inline]
     fn mind_memory(&mut self) {
-        let (now, used) = (self.deadlines.now(), self.meter.used());
-        if now != self.settled_at || used > self.settled_bytes + SETTLE_BYTES {
-            (self.settled_at, self.settled_bytes) = (now, used);
+        let (now, held) = (self.deadlines.now(), Ceiling::held_by(&self.meter, self.session_count));
+        if now != self.settled_at || held.abs_diff(self.settled_bytes) > SETTLE_BYTES {
+            (self.settled_at, self.settled_bytes) = (now, held);
             self.settle_memory();
         }
     }

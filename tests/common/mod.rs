@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test uses some of it")]
 
 pub(crate) mod client;
+pub(crate) mod process;
 pub(crate) mod simulated;
 pub(crate) mod stream;
 
