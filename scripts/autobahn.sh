@@ -12,7 +12,7 @@ usage() {
 usage: scripts/autobahn.sh [FLAG...]
   --io NAME       the server's --io: auto, epoll or uring (default epoll)
   --workers N     the server's --workers (default 2)
-  --tls           over wss, with a certificate made for this run (the suite's client does not verify it)
+  --tls           over wss, with --tls-self-signed (the suite's client does not verify certificates)
   --cases LIST    patterns separated by commas or spaces: '1.*,6.4.*,7.1.6' (default: all 517, in 2 to 12 minutes; without 12 and 13 it is 1)
   --parallel N    clients of the suite side by side (default: twice the number of cores; they mostly wait)
   --bin PATH      a server binary that is built already
@@ -75,12 +75,7 @@ need_resound
 # Only what an earlier run of this script left here is removed.
 mkdir -p "$out"
 rm -rf "$out"/shard-* "$out"/report "$out"/*.log "$out"/spec-*.json
-certificate=()
-if [[ -n $tls ]]; then
-    make_certificates "$out/certificates"
-    certificate=(--tls-cert "$out/certificates/server.pem" --tls-key "$out/certificates/server.key")
-fi
-server_start "$out/server.log" --io "$io" --workers "$workers" --deflate on "${certificate[@]}"
+server_start "$out/server.log" --io "$io" --workers "$workers" --deflate on ${tls:+--tls-self-signed}
 say "$RESOUND --io $io --workers $workers --deflate on at $SERVER_URL"
 "$VENV/bin/python" "$suite/suite.py" plan "$out" "$SERVER_URL" "$parallel" "${cases[@]}"
 

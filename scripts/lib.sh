@@ -21,7 +21,7 @@ note() {
     if [[ -n ${NOTE_FILE:-} ]]; then printf '%s\n' "$*" >"$NOTE_FILE"; fi
 }
 
-# alone COMMAND...: two steps of test.sh run at a time, and what they install goes to one place.
+# alone COMMAND...: one at a time, since two steps of test.sh that run side by side install into the same places.
 alone() {
     mkdir -p "$REPO/target"
     (
@@ -143,8 +143,9 @@ make_certificates() {
     need_command openssl openssl
     mkdir -p "$dir"
     for name in ca other-ca; do
-        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj "/CN=resound test $name" \
-            -addext keyUsage=critical,keyCertSign,cRLSign -keyout "$dir/$name.key" -out "$dir/$name.pem" 2>/dev/null || die "openssl could not make $dir/$name.pem"
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
+            -subj "/CN=resound test $name" -addext keyUsage=critical,keyCertSign,cRLSign \
+            -keyout "$dir/$name.key" -out "$dir/$name.pem" 2>/dev/null || die "openssl could not make $dir/$name.pem"
     done
     for name in server client stranger; do
         ca=ca

@@ -15,6 +15,8 @@ FUZZ_S=${FUZZ_S:-20}
 STEP_S_MAX=2400
 # How many steps run at a time.
 LANES=${LANES:-2}
+# What on_every_backend has come to.
+EVERY_STATUS=0 EVERY_NOTE=''
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
 
@@ -176,23 +178,25 @@ step_clients() {
     on_every_backend scripts/clients.sh
     on_every_backend scripts/clients.sh --deflate
     on_every_backend scripts/clients.sh --tls
+    return "$EVERY_STATUS"
 }
 
 step_autobahn() {
     on_every_backend scripts/autobahn.sh
     on_every_backend scripts/autobahn.sh --tls
+    return "$EVERY_STATUS"
 }
 
-# COMMAND FLAG... with --io for each backend; its notes become one.
+# COMMAND FLAG... with --io for each backend; all their notes, and those of earlier calls in the step, become one. The
+# step goes on after a failure, and fails in the end.
 on_every_backend() {
-    local io status=0 notes=''
+    local io
     for io in "${IO_BACKENDS[@]}"; do
         : >"$NOTE_FILE"
-        "$@" --io "$io" || status=$?
-        notes+="${notes:+; }$(cat "$NOTE_FILE")"
+        "$@" --io "$io" || EVERY_STATUS=$?
+        EVERY_NOTE+="${EVERY_NOTE:+; }$(cat "$NOTE_FILE")"
     done
-    note "$notes"
-    return "$status"
+    note "$EVERY_NOTE"
 }
 
 # run_counted FILE COMMAND...: runs tests, keeps their output in FILE, and notes the sum of their counts. No
@@ -227,7 +231,8 @@ lane() {
         NOTE_FILE=$LOG_DIR/$step.note timeout -k 10 "$STEP_S_MAX" bash "$0" --inner "$step" \
             >"$LOG_DIR/$step.log" 2>&1 </dev/null &
         pid=$!
-        echo "$pid" >"$LOG_DIR/$step.began"
+        echo "$pid" >"$LOG_DIR/$step.pid"
+        mv "$LOG_DIR/$step.pid" "$LOG_DIR/$step.began"
         wait "$pid" || status=$?
         pid=''
         if ((status == 124)); then echo "still running after $STEP_S_MAX s, and ended" >"$LOG_DIR/$step.note"; fi
@@ -236,16 +241,19 @@ lane() {
     done
 }
 
-# What a step prints, as it prints it; if it ended while another one was shown, all of it at once. False when it was
-# left out.
+# What a step prints, as it prints it; if it ended while another one was shown, all of it at once. False when it did not
+# run to its end.
 show() {
-    local step=$1
-    while [[ ! -e $LOG_DIR/$step.began ]]; do
+    local base=$LOG_DIR/$1
+    while [[ ! -e $base.began ]]; do
         if [[ -z $(jobs -rp) ]]; then return 1; fi
         sleep 0.2
     done
-    tail -n +1 -s 0.2 -f --pid="$(cat "$LOG_DIR/$step.began")" "$LOG_DIR/$step.log"
-    while [[ ! -s $LOG_DIR/$step.ended ]]; do sleep 0.1; done
+    tail -n +1 -s 0.2 -f --pid="$(cat "$base.began")" "$base.log"
+    while [[ ! -s $base.ended ]]; do
+        if [[ -z $(jobs -rp) && ! -s $base.ended ]]; then return 1; fi
+        sleep 0.1
+    done
 }
 
 chosen=() fail_fast=''
@@ -291,7 +299,8 @@ for step in "${steps[@]}"; do
         if [[ ${entry%%|*} == "$step" ]]; then printf '\n=== %s: %s\n' "$step" "${entry#*|}"; fi
     done
     if ! show "$step"; then
-        echo "=== $step: left out"
+        echo "=== $step: not run to its end"
+        failed+=("$step")
         continue
     fi
     read -r status seconds <"$LOG_DIR/$step.ended"
@@ -307,5 +316,5 @@ done
 
 printf '\n%-10s %-7s %7s   %s\n' step result time what
 printf '%s\n' "${rows[@]}"
-printf '%d of %d steps held, in %d s\n' $((${#rows[@]} - ${#failed[@]})) ${#steps[@]} "$SECONDS"
+printf '%d of %d steps held, in %d s\n' $((${#steps[@]} - ${#failed[@]})) ${#steps[@]} "$SECONDS"
 if ((${#failed[@]})); then die "failed: ${failed[*]} (what each printed: target/test-logs/STEP.log)"; fi

@@ -4,9 +4,10 @@
     browser.py CHROMIUM URL [--deflate] [--trust CERTIFICATE]
 
 URL is ws://HOST:PORT or wss://HOST:PORT. --trust names the certificate (PEM) that a wss server may show: it is
-trusted by the hash of its key, and no other is. Serves the page on a free port of the loopback, and waits until the page posts its lines back.
+trusted by the hash of its key, and no other is. Serves the page on a free port of the loopback, and waits until
+the page posts its lines back.
 """
-import argparse, base64, hashlib, http.server, os, pathlib, queue, subprocess, sys, tempfile, threading, urllib.parse
+import argparse, base64, hashlib, http.server, os, pathlib, queue, signal, subprocess, sys, tempfile, threading, urllib.parse
 
 PAGE = pathlib.Path(__file__).with_name("browser.html")
 DEADLINE_S = 120
@@ -61,7 +62,8 @@ def main():
         if os.geteuid() == 0:
             command.append("--no-sandbox")  # Chromium refuses to run as root with its sandbox
         command.append(f"http://127.0.0.1:{server.server_port}/?{query}")
-        browser = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # In a session of its own, so that its helper processes can be ended with it.
+        browser = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             lines = results.get(timeout=DEADLINE_S)
         except queue.Empty:
@@ -70,7 +72,7 @@ def main():
             print(f"FAILED  the page gave no result within {DEADLINE_S} s (the browser's own words are above)")
             sys.exit(1)
         finally:
-            browser.terminate()
+            os.killpg(browser.pid, signal.SIGKILL)
             browser.wait(timeout=30)
     print(lines)
     sys.exit(1 if "FAILED" in lines or "checks passed" not in lines else 0)

@@ -3,8 +3,9 @@
 
     websockets_client.py URL [--deflate] [--subprotocol NAME]... [--terminate PID]
 
-URL is ws://HOST:PORT or wss://HOST:PORT without a path. --deflate offers permessage-deflate and requires it. --subprotocol names
-what the server was started with. --terminate sends SIGTERM to PID at the end and checks the drain.
+URL is ws://HOST:PORT or wss://HOST:PORT without a path. --deflate offers permessage-deflate and requires it.
+--subprotocol names what the server was started with. --terminate sends SIGTERM to PID at the end and checks the
+drain.
 Every wait has a deadline, and no deadline is part of what is checked: it only ends a hung run.
 """
 import argparse, asyncio, http.client, os, random, signal, sys, traceback

@@ -13,22 +13,24 @@
 
 mod buffers;
 pub mod client;
+mod options;
 mod ring;
+mod self_test;
 pub mod sim;
+mod slot;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write as _};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use self::buffers::{Buffer, Buffers, Starved};
-use self::ring::{Done, KernelRing, Ring, RingSocket};
-use super::transport::{Driver, Entry, Event, Io, Links, Transport};
+pub use self::options::{Submit, Unavailable, UringOptions, buffers_kept};
+use self::ring::{Done, KernelRing, Ring, RingSocket as _};
+use self::slot::Receive;
+pub use self::slot::UringIo;
+use super::transport::{Driver, Entry, Event, Links, Transport};
 use super::{
     ACCEPT_PAUSE, ACCEPTS_MAX, Chunk, GENERATION_MASK, LIGHT_LEN, LIGHT_TURNS, Listener, Wake, is_exhaustion,
 };
@@ -46,58 +48,6 @@ const TURN_LEN: usize = 1 << 20;
 const BITE_MIN: usize = 24 << 10;
 /// A connection that receives so many octets in one turn is likely to have more.
 const GREEDY_LEN: u32 = 64 << 10;
-/// How long the kernel may take to bring one octet from one end of a socket pair to the other.
-const SELF_TEST_WAIT: Duration = Duration::from_secs(1);
-
-/// What a worker's ring is made of.
-#[derive(Clone, Copy, Debug)]
-pub struct UringOptions {
-    /// Receive buffers, a power of two up to 32768.
-    pub buffer_count: u16,
-    /// Octets in each of them.
-    pub buffer_bytes: u32,
-    /// Completions that fit the ring. The kernel keeps what does not, at the price of ending multishots.
-    /// Half as many where locked memory is short, down to 512.
-    pub completions: u32,
-    /// What is submitted, instead of being sent by a call of its own.
-    pub submit: Submit,
-}
-
-/// Which sends are submissions. One submission is cheaper than one call, but its octets have to stay where
-/// they are until it has completed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Submit {
-    /// None.
-    Nothing,
-    /// Those of publications, whose octets stay anyway.
-    Publications,
-    /// Replies of up to 4 KiB too: a receive buffer goes back to the kernel only when its reply is sent. A
-    /// longer one is sent while it is in the cache, which is worth more than the call.
-    All,
-}
-
-/// Why io_uring cannot be used here.
-#[derive(Debug, thiserror::Error)]
-#[error("io_uring cannot be used: {operation}: {source}{}", hint(source))]
-pub struct Unavailable {
-    operation: &'static str,
-    source: io::Error,
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => " (a seccomp filter, or kernel.io_uring_disabled, forbids it)",
-        Some(libc::ENOSYS) => " (this kernel was built without it)",
-        Some(libc::EINVAL) => " (Linux 6.1 is the first that has all it takes)",
-        Some(libc::ENOMEM) => " (the limit of locked memory, ulimit -l, is too low)",
-        _ => "",
-    }
-}
-
-/// The memory that `count` receive buffers of `len` octets keep, in octets.
-pub fn buffers_kept(count: u16, len: usize) -> usize {
-    Buffers::kept(count, len)
-}
 
 /// The backend on io_uring.
 pub type UringBackend = Transport<UringDriver<KernelRing>>;
@@ -155,35 +105,6 @@ enum Accepting {
     Stopped,
 }
 
-/// What a connection is on a ring. Every operation is told to it when it is pushed and when its last completion is
-/// taken, so that it is known when nothing refers to the slot any more.
-pub struct UringIo<S> {
-    socket: S,
-    receive: Receive,
-    /// The poll for writability is in flight.
-    polls: bool,
-    /// It is being connected.
-    connects: bool,
-    /// A send is in flight.
-    sends: bool,
-    /// It had so much in its last turn that it receives once at a time.
-    is_greedy: bool,
-    /// The last turn in which it had a receive buffer, which wraps, and the octets that it had in it.
-    fed_in: u32,
-    fed_len: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Receive {
-    /// Nothing is in flight.
-    Off,
-    On,
-    /// In flight, and so is its cancellation.
-    Cancelled,
-    /// Nothing is in flight, and the connection stands in `starved`.
-    Starved,
-}
-
 /// The one send that may be in flight.
 enum Submitted {
     Nothing,
@@ -194,41 +115,6 @@ enum Submitted {
         start: u32,
         len: u32,
     },
-}
-
-impl<S: RingSocket> Io for UringIo<S> {
-    #[inline]
-    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.socket.send(pieces)
-    }
-
-    fn shutdown(&mut self) {
-        self.socket.shutdown();
-    }
-
-    fn has_input(&self) -> bool {
-        // What it receives into was looked at: only what waits for a buffer is in the kernel.
-        self.socket.has_input()
-    }
-}
-
-impl<S> UringIo<S> {
-    fn new(socket: S, connects: bool) -> Self {
-        Self {
-            socket,
-            receive: Receive::Off,
-            polls: false,
-            connects,
-            sends: false,
-            is_greedy: false,
-            fed_in: 0,
-            fed_len: 0,
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        matches!(self.receive, Receive::Off | Receive::Starved) && !self.polls && !self.sends
-    }
 }
 
 impl UringBackend {
@@ -762,43 +648,6 @@ impl<R: Ring> Driver for UringDriver<R> {
                 Accepting::Stopped => {}
             }
         }
-    }
-}
-
-impl UringDriver<KernelRing> {
-    /// Receives one octet and an end, as the driver will, in both ways.
-    fn self_test(&mut self) -> io::Result<()> {
-        for once in [false, true] {
-            let (receiver, mut sender) = UnixStream::pair()?;
-            let receiver = Socket::from(OwnedFd::from(receiver));
-            sender.write_all(b"x")?;
-            let mut sender = Some(sender);
-            for expected in [1, 0] {
-                let user_data = join(Op::Receive, 0, 0);
-                // SAFETY: it is the ring that they were made with.
-                unsafe { self.buffers.post(&mut self.ring, false) };
-                match once {
-                    true => self.ring.receive_once(&receiver, 1, user_data),
-                    false if expected == 1 => self.ring.receive(&receiver, user_data),
-                    false => {}
-                }
-                self.ring.enter(Some(SELF_TEST_WAIT))?;
-                let done = self.ring.next().ok_or(io::ErrorKind::TimedOut)?;
-                if let Some(buffer) = self.buffers.take(&done) {
-                    self.buffers.release(buffer);
-                }
-                match done.result {
-                    result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
-                    // One shot only, or not into our buffers.
-                    result if result != expected || done.more != (expected == 1 && !once) => {
-                        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-                    }
-                    _ => sender = None,
-                }
-            }
-            drop(sender);
-        }
-        Ok(())
     }
 }
 

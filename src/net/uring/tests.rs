@@ -5,7 +5,7 @@ use crate::memory::Lease;
 use crate::net::queue::Publication;
 use crate::net::{Backend, Bound, Completion, Endpoint, bind};
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
