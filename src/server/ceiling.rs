@@ -76,6 +76,11 @@ impl Ceiling {
         self.counted() + self.uncounted.load(Relaxed)
     }
 
+    /// Whether less than a quarter is taken.
+    pub(super) fn is_far(&self) -> bool {
+        self.held() < self.bytes_max / 4
+    }
+
     /// Whether the ceiling is near, with `resident` octets of the process in memory, and a good part of them is not what
     /// is held.
     pub(super) fn is_near_with(&self, resident: usize) -> bool {

@@ -1,6 +1,7 @@
 //! How much memory this process may take (what the machine has, and what its limits leave of that), and how much it does.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// The least of the machine's memory, the memory of the control groups that this process is in, and its limit of
@@ -14,10 +15,22 @@ pub(super) fn memory_bytes() -> usize {
     usize::try_from(least.unwrap_or(u64::MAX)).unwrap_or(usize::MAX)
 }
 
-/// The octets of this process that are in memory; 0 where /proc does not say.
-pub(super) fn resident_bytes() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    octets(&status, "VmRSS:").and_then(|octets| octets.try_into().ok()).unwrap_or(0)
+/// What this process has in memory. The file stays open, since opening it costs more than all else.
+#[derive(Debug)]
+pub(super) struct Resident(Option<fs::File>);
+
+impl Resident {
+    pub(super) fn new() -> Self {
+        Self(fs::File::open("/proc/self/status").ok())
+    }
+
+    /// In octets; 0 where /proc does not say.
+    pub(super) fn bytes(&self) -> usize {
+        let mut text = [0; 4096];
+        let len = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let bytes = octets(&String::from_utf8_lossy(&text[..len]), "VmRSS:");
+        bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0)
+    }
 }
 
 /// What a file of /proc says behind `name`, in octets.
@@ -54,7 +67,7 @@ mod tests {
     #[test]
     fn this_machine_has_memory() {
         assert!(memory_bytes() > 1 << 20);
-        assert!((1 << 20..memory_bytes()).contains(&resident_bytes()));
+        assert!((1 << 20..memory_bytes()).contains(&Resident::new().bytes()));
     }
 
     #[test]

@@ -298,9 +298,9 @@ impl Server {
     pub fn look_after_memory(&self, give_back: impl Fn() + Send + 'static) {
         let shared = Arc::downgrade(&self.shared);
         std::thread::spawn(move || {
-            let mut upkeep = Upkeep::default();
+            let (mut upkeep, resident) = (Upkeep::default(), machine::Resident::new());
             while let Some(shared) = shared.upgrade() {
-                upkeep.look(&shared.ceiling, machine::resident_bytes, &give_back);
+                upkeep.look(&shared.ceiling, || resident.bytes(), &give_back);
                 drop(shared);
                 std::thread::sleep(upkeep::PERIOD);
             }
